@@ -1,0 +1,114 @@
+"""Logits for many rows: sorted by length, without gradients, shared among processes, back in the caller's order."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lowft._progress import progress_bar
+from lowft.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from lowft.data.batching import TokenizedRows
+    from lowft.models.prefix_cache import PrefixCache
+
+__all__ = ["autocast", "compute_logits", "evaluation_mode", "kept_modes", "logits_of"]
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass runs at the chosen precision."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def kept_modes(model: torch.nn.Module) -> Iterator[None]:
+    """After a block, put each module back into the mode (training or evaluation) it was in before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            if module.training != training:  # setting an attribute of a module is slow
+                module.training = training
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a block, then each of its modules back into the mode it was in."""
+    with kept_modes(model):
+        model.eval()
+        yield
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Return the logits, `[batch, outputs]`, of whatever a model's forward returned.
+
+    Raises:
+        ModelError: There are none, or they have another shape.
+    """
+    logits = outputs if isinstance(outputs, torch.Tensor) else getattr(outputs, "logits", None)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        got = f"logits of shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(outputs).__name__
+        raise ModelError(
+            f"the model's forward must return logits [batch, outputs], as a tensor or as the attribute 'logits'; "
+            f"received {got}. Give a model with a classification or regression head"
+        )
+    return logits
+
+
+@torch.no_grad()
+def compute_logits(
+    model: torch.nn.Module,
+    rows: TokenizedRows,
+    *,
+    batch_size: int,
+    precision: str = "float32",
+    share: tuple[int, int] = (0, 1),
+    progress: bool | None = None,
+    description: str = "predicting",
+    cache: PrefixCache | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return the model's logits, `[rows, outputs]` in float32, for every row in order.
+
+    Args:
+        model: The model.
+        rows: The rows.
+        batch_size: Rows in a batch.
+        precision: "float32" or "bfloat16".
+        share: The number of this process, and how many share the work.
+        progress: Whether to show a progress bar; None decides by the terminal.
+        description: Its label.
+        cache: Serves what the frozen lowest layers give, where they are cached.
+    """
+    rank, processes = share
+    device = next(model.parameters()).device
+    order = np.argsort(-rows.lengths, kind="stable")  # longest first: too long a batch fails at once
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+    shown = progress if len(batches) > 1 else False
+    with evaluation_mode(model):
+        for indices in progress_bar(batches[rank::processes], description, shown=shown, leave=False):
+            batch = rows.collate(indices.tolist()).to(device)
+            served = contextlib.nullcontext() if cache is None else cache.serving(indices.tolist())
+            with autocast(precision, device), served:
+                outputs = model(**batch.inputs)
+            found.append((indices, logits_of(outputs).float().cpu().numpy()))
+    if processes > 1:
+        from accelerate.utils import gather_object
+
+        found = gather_object(found)
+    result = np.empty((len(rows), found[0][1].shape[1]), dtype=np.float32)
+    for indices, logits in found:
+        result[indices] = logits
+    return result

@@ -1,0 +1,96 @@
+"""Where a run computes: device, processes, and what they must tell each other. Accelerate finds it out."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lowft.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+__all__ = ["Placement", "find_placement"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The device of this process, and the processes of the run.
+
+    Attributes:
+        device: Where model and batches go.
+        processes: How many processes train together.
+        rank: This process's number; 0 writes files and shows progress.
+    """
+
+    device: torch.device
+    processes: int = 1
+    rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the module to call in training; wrapped anew at each stage, since DDP fixes what it reduces."""
+        if self.processes == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # A classifier may leave a pooler of its body unused, which DDP must look for.
+        return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+
+    def exchange(self, module: torch.nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Return the context of a backward pass: gradients are exchanged in the last one of a step only."""
+        if last or not isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return module.no_sync()
+
+    def gather(self, value: object) -> list[Any]:
+        """Return every process's value, in order of rank."""
+        if self.processes == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([value]))
+
+    def on_main(self, act: Callable[[], object]) -> None:
+        """Let the main process act while the others wait; if it fails, every process raises, so that none waits on.
+
+        Raises:
+            CheckpointError: The main process failed; there, its own error is raised.
+        """
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001 - raised below, once the others know
+                failure = error
+        told = self.gather(None if failure is None else str(failure))[0]
+        if failure is not None:
+            raise failure
+        if told is not None:
+            raise CheckpointError(f"the main process failed: {told}")
+
+
+def find_placement(device: str | None) -> Placement:
+    """Return where to compute: the device asked for, or the one that Accelerate chooses.
+
+    Raises:
+        ConfigError: The device does not exist here.
+    """
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu")  # one for the whole process: later calls return the first
+    if device is None:
+        return Placement(state.device, state.num_processes, state.process_index)
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"TrainingConfig.device={device!r} cannot be used here: {error}") from error
+    return Placement(chosen, state.num_processes, state.process_index)

@@ -1,0 +1,104 @@
+"""A run and its checkpoints: made ready, saved by the main process, resumed by all."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowft.checkpoint import Checkpoints, read_json, verify_folder, write_json
+from lowft.errors import CheckpointMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lowft._placement import Placement
+    from lowft.loop import Loop
+
+__all__ = ["RunFolder"]
+
+_MAY_START_AFRESH = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is saved.
+
+    Args:
+        checkpoints: The checkpoints in its folder.
+        loop: The run.
+        placement: The processes that take part in it.
+        identity: What must agree between this run and one that it resumes.
+    """
+
+    checkpoints: Checkpoints
+    loop: Loop
+    placement: Placement
+    identity: dict[str, Any]
+
+    def prepare(self, *, overwrite: bool = False, resuming: bool = False) -> None:
+        """Make the folder ready before the first step.
+
+        Raises:
+            CheckpointError: It cannot be written, or holds another run.
+        """
+        self.placement.on_main(lambda: self.checkpoints.prepare(overwrite=overwrite, resuming=resuming))
+
+    def save(self) -> Path:
+        """Save the run where it is.
+
+        Raises:
+            CheckpointError: It could not be written, which every process hears of.
+        """
+        step = self.loop.attached.state.step
+        self.placement.on_main(lambda: self.checkpoints.save(step, self._write))
+        return self.checkpoints.path(step)
+
+    def save_once(self) -> Path:
+        """Save the run where it is, unless that has been done."""
+        step = self.loop.attached.state.step
+        # What the main process sees decides, so that all of them do the same.
+        if not self.placement.gather(self.checkpoints.has(step))[0]:
+            self.save()
+        return self.checkpoints.path(step)
+
+    def resume(self, folder: Path | None, *, strict: bool) -> None:
+        """Go on from a checkpoint: the folder given, or the newest sound one.
+
+        Raises:
+            CheckpointError: There is none, or the folder for checkpoints cannot be written.
+            CheckpointMismatchError: It belongs to another run, and `strict` is set.
+        """
+        self.prepare(resuming=True)
+        optional = () if strict else (_MAY_START_AFRESH,)
+        self.read(folder or self.checkpoints.newest(optional=optional), strict=strict)
+
+    def read(self, folder: Path, *, strict: bool) -> None:
+        """Check that a checkpoint is sound and of this run, then go on from it."""
+        damaged = verify_folder(folder, optional=() if strict else (_MAY_START_AFRESH,))
+        differences = list(_differences(read_json(folder / "run.json"), self.identity))
+        if differences:
+            message = f"{folder} belongs to another run: {'; '.join(differences)}"
+            if strict:
+                raise CheckpointMismatchError(
+                    f"{message}. Resume with what the run was started with, start a new one in another output_dir, or "
+                    f"pass strict=False to go on regardless"
+                )
+            warnings.warn(message, stacklevel=6)
+        if damaged:
+            warnings.warn(f"the optimizer starts afresh: {damaged[0]}", stacklevel=6)
+        self.loop.read(folder, with_optimizer=not damaged)
+
+    def _write(self, folder: Path) -> None:
+        self.loop.write(folder)
+        write_json(folder / "run.json", self.identity)
+
+
+def _differences(saved: Any, own: Any, path: str = "") -> Iterator[str]:
+    """Yield each place where two JSON values differ, with both values."""
+    if isinstance(saved, dict) and isinstance(own, dict):
+        for key in sorted(saved.keys() | own.keys()):
+            yield from _differences(saved.get(key), own.get(key), f"{path}.{key}" if path else key)
+    elif saved != own:
+        yield f"{path} was {saved!r} and is now {own!r}"

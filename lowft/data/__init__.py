@@ -1,0 +1,9 @@
+"""Data in: rows from any common form, their labels, splits without leakage, few-shot draws."""
+
+from __future__ import annotations
+
+from lowft.data.labels import Labels, Task
+from lowft.data.rows import Rows, read_rows
+from lowft.data.splits import Splits, few_shot, find_leakage, split
+
+__all__ = ["Labels", "Rows", "Splits", "Task", "few_shot", "find_leakage", "read_rows", "split"]

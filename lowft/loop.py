@@ -1,0 +1,394 @@
+"""The run itself: stages, steps, evaluations, best weights, checkpoints. `lowft.strategy` draws its order."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lowft._alignment import align_
+from lowft._inference import autocast, compute_logits, kept_modes, logits_of
+from lowft._optimization import load_optimizer_, make_optimizer, optimizer_tensors, set_learning_rates_
+from lowft._randomness import seeded
+from lowft._stage_caches import StageCaches, fill_caches
+from lowft.checkpoint import load_tensors_, model_tensors, read_json, read_tensors, write_json, write_tensors
+from lowft.data.epochs import epoch_batches, plan_epoch
+from lowft.errors import CheckpointCorruptError, ConfigError, NonFiniteError, TrainingError
+from lowft.history import History
+from lowft.results import Kept, StepResult
+from lowft.stages import Decision, Stage, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from lowft._placement import Placement
+    from lowft.attach import Attached
+    from lowft.config import TrainingConfig
+    from lowft.data.batching import Batch, TokenizedRows
+    from lowft.data.epochs import MicroBatch
+
+__all__ = ["Loop"]
+
+_logger = logging.getLogger("lowft")
+
+
+class Loop:
+    """Drives attached strategies over tokenised rows; the Trainer prepares its parts and reads its results."""
+
+    def __init__(
+        self,
+        attached: Attached,
+        config: TrainingConfig,
+        placement: Placement,
+        *,
+        train_rows: TokenizedRows,
+        eval_rows: TokenizedRows | None,
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        measure: Callable[[Any, Any], dict[str, float]],
+        best_metric: tuple[str, bool],
+    ) -> None:
+        """Make the optimizer; nothing is trained yet."""
+        self.attached = attached
+        self.config = config
+        self.placement = placement
+        self.train_rows = train_rows
+        self.eval_rows = eval_rows
+        self.loss_fn = loss_fn
+        self.measure = measure
+        self.best_metric = best_metric
+        self.history = History()
+        self.kept = Kept()
+        self.optimizer = make_optimizer(attached, config)
+        self.finished = False
+        self._forward: torch.nn.Module | None = None
+        self._caches = StageCaches()
+
+    def planned_steps(self, stage: Stage) -> int:
+        """Return the optimizer steps that a stage plans."""
+        if stage.max_steps is not None:
+            return stage.max_steps
+        if stage.epochs is None and self.config.max_steps is not None:
+            return self.config.max_steps
+        return math.ceil((stage.epochs or self.config.epochs) * self.planned_steps_per_epoch(stage))
+
+    def planned_steps_per_epoch(self, stage: Stage) -> int:
+        """Return the optimizer steps of one pass over the training rows in a stage."""
+        rows = self._batch_size(stage) * self.config.gradient_accumulation_steps * self.placement.processes
+        return math.ceil(len(self.train_rows) / rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the optimizer steps of one pass over the training rows in the current stage."""
+        return self.planned_steps_per_epoch(self.attached.state.stage)
+
+    def _batch_size(self, stage: Stage) -> int:
+        return stage.batch_size or self.config.batch_size
+
+    @property
+    def is_milestone(self) -> bool:
+        """Whether an evaluation falls on the step that was just made: after each epoch, or as the settings say."""
+        state = self.attached.state
+        every = self.config.eval_steps or self.steps_per_epoch
+        return state.stage_step % every == 0 or state.stage_step == state.stage_steps
+
+    def steps(self) -> Iterator[StepResult]:
+        """Run on from where the state is, a step at a time, to the end of the last stage."""
+        state = self.attached.state
+        for index in range(state.stage_index, len(self.attached.stages)):
+            if self._forward is None or index != state.stage_index:
+                self._start_stage(index)
+            yield from self._run_stage()
+            if self._end_stage().ends_training:
+                break
+            self._forward = None
+        self.finish()
+
+    def finish(self) -> None:
+        """Make the model what will be deployed, which ends the run; a second call changes nothing."""
+        with seeded(self.config.seed):
+            align_(self.attached.finish())
+        self.finished = True
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the validation metrics, the loss among them."""
+        if self.eval_rows is None:
+            return {}
+        logits = compute_logits(
+            self.attached.model,
+            self.eval_rows,
+            batch_size=self.config.eval_batch_size,
+            precision=self.config.precision,
+            share=(self.placement.rank, self.placement.processes),
+            progress=self.config.progress if self.placement.is_main else False,
+            description="evaluating",
+            cache=self._caches.evaluation,
+        )
+        labels = self.eval_rows.labels
+        loss = self.loss_fn(torch.from_numpy(logits), torch.as_tensor(labels)).mean().item()
+        return {"loss": loss, **self.measure(logits, labels)}
+
+    def write(self, folder: Path) -> None:
+        """Write everything that a resumed run needs into a folder."""
+        values, memory = self.attached.state_dict()
+        write_tensors(folder / "model.safetensors", model_tensors(self.attached.model))
+        write_tensors(folder / "optimizer.safetensors", optimizer_tensors(self.optimizer, self.attached.model))
+        write_tensors(folder / "best.safetensors", self.kept.best)
+        write_tensors(folder / "before_stage.safetensors", self.kept.before_stage)
+        write_tensors(folder / "memory.safetensors", memory)
+        write_json(folder / "state.json", {"attached": values, "kept": self.kept.values()})
+        (folder / "history.json").write_text(self.history.to_json(), "utf-8")
+
+    def read(self, folder: Path, *, with_optimizer: bool = True) -> None:
+        """Return to where `write` was called.
+
+        Args:
+            folder: A verified folder.
+            with_optimizer: Whether the optimizer goes on too; if not, it starts afresh.
+        """
+        saved = read_json(folder / "state.json")
+        memory = read_tensors(folder / "memory.safetensors")
+        load_tensors_(self.attached.model, read_tensors(folder / "model.safetensors"), folder)
+        tensors = read_tensors(folder / "optimizer.safetensors") if with_optimizer else {}
+        load_optimizer_(self.optimizer, self.attached.model, tensors)
+        self.kept = Kept(
+            **saved["kept"],
+            best=read_tensors(folder / "best.safetensors"),
+            before_stage=read_tensors(folder / "before_stage.safetensors"),
+        )
+        self.history = _read_history(folder / "history.json")
+        self.attached.load_state_dict(saved["attached"], memory)
+        self._enter()
+
+    def _start_stage(self, index: int) -> None:
+        with seeded(self.config.seed, index):  # the same on every process, and wherever the run was resumed
+            stage = self.attached.start_stage(index)
+        # Moments of earlier stages belong to weights that the best ones may have replaced.
+        self.optimizer.state.clear()
+        self.kept.evaluations_without_gain = 0
+        rolls_back = any(gate.may_roll_back for gate in stage.gates)
+        self.kept.before_stage = self._copy_weights() if rolls_back else {}
+        self._enter()
+
+    def _enter(self) -> None:
+        self.attached.state.stage_steps = self.planned_steps(self.attached.state.stage)
+        self._forward = self.placement.wrap(self.attached.model)
+
+    def _run_stage(self) -> Iterator[StepResult]:
+        state = self.attached.state
+        started = time.perf_counter() - self.kept.seconds
+        self.attached.train()
+        self._fill_caches()
+        while not self._stage_is_over():
+            epoch, first = divmod(state.stage_step, self.steps_per_epoch)
+            for parts, batches in self._batches(epoch, first):
+                values = self._train_step(parts, batches)
+                state.epoch = state.stage_step // self.steps_per_epoch
+                self.kept.seconds = time.perf_counter() - started
+                metrics = self._evaluate_and_keep() if self.is_milestone and self.eval_rows is not None else None
+                self.kept.seconds = time.perf_counter() - started
+                paused = time.perf_counter()
+                with kept_modes(self.attached.model):  # a caller may evaluate, or call model.train(), between steps
+                    yield StepResult(**values, metrics=metrics)
+                started += time.perf_counter() - paused  # the caller's work between steps is not the run's
+                if self._stage_is_over():
+                    break
+
+    def _fill_caches(self) -> None:
+        state = self.attached.state
+        self._caches = fill_caches(
+            self.attached,
+            self.config,
+            self.placement,
+            self.train_rows,
+            self.eval_rows,
+            epochs=state.stage_steps / self.steps_per_epoch,
+            evaluations=state.stage_steps / (self.config.eval_steps or self.steps_per_epoch),
+        )
+        if self._caches.note and state.stage_step == 0:
+            self._record("note", message=self._caches.note)
+
+    def _stage_is_over(self) -> bool:
+        state, patience = self.attached.state, self.config.early_stopping_patience
+        stale = patience is not None and self.kept.evaluations_without_gain >= patience
+        return stale or state.stage_step >= state.stage_steps
+
+    def _plan(self, epoch: int) -> list[list[MicroBatch]]:
+        config = self.config
+        seed = config.seed if config.data_seed is None else config.data_seed
+        return plan_epoch(
+            self.train_rows.lengths,
+            batch_size=self._batch_size(self.attached.state.stage),
+            accumulation=config.gradient_accumulation_steps,
+            processes=self.placement.processes,
+            rank=self.placement.rank,
+            seed=(seed, self.attached.state.stage_index, epoch),
+            group_by_length=config.group_by_length,
+        )
+
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Sequence[MicroBatch], Iterator[Batch]]]:
+        state, strategy = self.attached.state, self.attached.strategy
+        return epoch_batches(
+            self.train_rows,
+            self._plan(epoch)[: first + state.stage_steps - state.stage_step],
+            first=first,
+            seed=(self.config.seed, state.stage_index, epoch),
+            transform=strategy.on_examples if strategy.strategies else None,
+            workers=self.config.dataloader_num_workers,
+        )
+
+    def _train_step(self, parts: Sequence[MicroBatch], batches: Iterator[Batch]) -> dict[str, Any]:
+        """Make one optimizer step and return its figures."""
+        attached, state, config = self.attached, self.attached.state, self.config
+        assert self._forward is not None  # noqa: S101 - entered with the stage
+        losses: list[Tensor] = []
+        seen: list[tuple[Batch, Tensor]] = []
+        attached.model.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
+        with seeded(config.seed, state.step, self.placement.rank):
+            rate = set_learning_rates_(self.optimizer, attached, config)
+            for index, (part, collated) in enumerate(zip(parts, batches, strict=True)):
+                batch = attached.on_batch(collated.to(self.placement.device))
+                with self.placement.exchange(self._forward, last=index == len(parts) - 1):
+                    with autocast(config.precision, self.placement.device), self._caches.serving(part.indices):
+                        outputs = self._forward(**batch.inputs)
+                    row_losses = self.loss_fn(logits_of(outputs).float(), _labels(batch))
+                    loss = attached.on_loss(row_losses.mean(), outputs, batch)
+                    # DDP averages over processes; shares already add up to one over all of them.
+                    torch.autograd.backward(loss * (part.share * self.placement.processes))
+                losses.append(loss.detach() * part.share)
+                seen.append((batch, row_losses.detach()))
+            norm = self._clip()
+            total = math.fsum(sum(values) for values in self.placement.gather([loss.item() for loss in losses]))
+            values = {
+                "step": state.step + 1,
+                "stage": state.stage.name,
+                "epoch": (state.stage_step + 1) / self.steps_per_epoch,
+                "loss": total,
+                "learning_rate": rate,
+                "grad_norm": norm,
+            }
+            if math.isfinite(total) and math.isfinite(norm):
+                attached.step(self.optimizer)
+            else:
+                self._skip_or_raise(total, norm, seen)
+        self._record("train", **{name: values[name] for name in ("loss", "learning_rate", "grad_norm")})
+        return values
+
+    def _clip(self) -> float:
+        """Scale the gradients down to the norm allowed, and return the norm they had."""
+        parameters = list(self.attached.model.parameters())
+        if self.config.max_grad_norm is None:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            return torch.nn.utils.get_total_norm(gradients).item()
+        return torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm).item()
+
+    def _skip_or_raise(self, loss: float, norm: float, seen: list[tuple[Batch, Tensor]]) -> None:
+        """Record a step whose loss or gradient is not finite; then skip it or raise."""
+        state = self.attached.state
+        own = [(set(batch.rows), _rows_not_finite(batch, losses)) for batch, losses in seen]
+        everywhere = [pair for pairs in self.placement.gather(own) for pair in pairs]
+        every_row, bad_rows = (sorted(set().union(*sets)) for sets in zip(*everywhere, strict=True))
+        where = f"the loss of rows {bad_rows}" if bad_rows else f"the step of rows {every_row}"
+        message = (
+            f"step {state.step + 1} of stage {state.stage.name!r}: loss {loss}, gradient norm {norm}, not finite in "
+            f"{where}; no weight was changed by it"
+        )
+        self._record("note", message=message)
+        self.kept.skipped_steps += 1
+        self.attached.model.zero_grad(set_to_none=True)
+        if self.config.on_nonfinite == "raise":
+            raise NonFiniteError(
+                f"{message}. Look at these rows, lower learning_rate, or leave such steps out with on_nonfinite='skip'"
+            )
+        if self.kept.skipped_steps > self.config.max_nonfinite_steps:
+            raise NonFiniteError(
+                f"{message}. That is {self.kept.skipped_steps} skipped steps, "
+                f"more than max_nonfinite_steps={self.config.max_nonfinite_steps}"
+            )
+        state.step += 1
+        state.stage_step += 1
+
+    def _evaluate_and_keep(self) -> dict[str, float]:
+        metrics = self.evaluate()
+        self._record("evaluate", **{f"eval_{name}": value for name, value in metrics.items()})
+        name, greater = self.best_metric
+        if name not in metrics:
+            raise ConfigError(
+                f"metric_for_best_model={name!r} was not measured: your metrics function must return it; there are "
+                f"{', '.join(metrics)}"
+            )
+        gain = math.inf
+        if math.isnan(metrics[name]):
+            gain = -math.inf  # as the best so far, NaN would never be beaten
+        elif self.kept.best_value is not None:
+            gain = (metrics[name] - self.kept.best_value) * (1 if greater else -1)
+        enough = gain > self.config.early_stopping_threshold
+        self.kept.evaluations_without_gain = 0 if enough else self.kept.evaluations_without_gain + 1
+        self.kept.last_metrics = metrics
+        if gain > 0:
+            self.kept.best_value = metrics[name]
+            self.kept.best_metrics = metrics
+            self.kept.best = self._copy_weights() if self.config.load_best_model_at_end else {}
+        return metrics
+
+    def _end_stage(self) -> Verdict:
+        """Return to the best weights, ask the gates, undo the stage if they say so."""
+        self._caches.close()
+        self._caches = StageCaches()
+        metrics = self.kept.last_metrics
+        if self.kept.best:
+            load_tensors_(self.attached.model, self.kept.best, "the best weights", partial=True)
+            metrics = self.kept.best_metrics
+        verdict = self.attached.decide(metrics)
+        if verdict.decision is Decision.ROLL_BACK:
+            load_tensors_(self.attached.model, self.kept.before_stage, "the weights before the stage", partial=True)
+        model = self.attached.model
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        is_last = self.attached.state.stage_index == len(self.attached.stages) - 1
+        decision = "end" if is_last and not verdict.ends_training else str(verdict.decision)
+        stage = self.attached.state.stage
+        reason = verdict.reason if stage.gates or not is_last else "it was the last stage"
+        self._record("stage", trainable_parameters=trainable, decision=decision, reason=reason)
+        _logger.info("stage %r: %s (%s)", stage.name, decision, reason)
+        return verdict
+
+    def _copy_weights(self) -> dict[str, Tensor]:
+        tensors = model_tensors(self.attached.model, self.attached.trained)
+        return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    def _record(self, event: str, **values: Any) -> None:
+        state = self.attached.state
+        self.history.append(
+            event,
+            step=state.step,
+            stage=state.stage_index,
+            stage_name=state.stage.name,
+            epoch=state.stage_step / self.steps_per_epoch,
+            seconds=self.kept.seconds,
+            **values,
+        )
+
+
+def _rows_not_finite(batch: Batch, losses: Tensor) -> set[int]:
+    """Return the numbers of the rows whose own loss is not finite; all of them where only a mean is known."""
+    if losses.ndim == 0:
+        return set() if losses.isfinite() else set(batch.rows)
+    return {number for number, loss in zip(batch.rows, losses, strict=True) if not loss.isfinite()}
+
+
+def _read_history(path: Path) -> History:
+    try:
+        return History.from_json(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointCorruptError(f"{path} is not a readable history ({error})") from error
+
+
+def _labels(batch: Batch) -> Tensor:
+    if batch.labels is None:
+        raise TrainingError(f"the batch of rows {list(batch.rows)} has no labels: a strategy's on_batch took them away")
+    return batch.labels

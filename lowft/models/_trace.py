@@ -1,0 +1,122 @@
+"""What a model uses when: one tiny forward pass, watched parameter by parameter.
+
+Hooks say which block is running; a dispatch mode sees every tensor operation, hence also a weight that is
+used without a call of the module that owns it (DeBERTa's relative positions, an embedding reused as output).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Trace"]
+
+
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call] # its __init_subclass__ has no types
+    """One tiny forward pass that records when each parameter is used, counted in blocks entered so far."""
+
+    def __init__(self, model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.blocks = blocks
+        self.order: list[str] = []  # every block entered, in turn; empty if not all of them were
+        self.inside: set[nn.Parameter] = set()  # parameters used within a block
+        self.outside: dict[nn.Parameter, set[int]] = {}  # blocks entered before each use that is outside them
+        self.plain: dict[str, int] = {}  # the same for modules without parameters: the last use
+        self._open = 0
+        self._run(model)
+        if set(self.order) != set(blocks):  # the model stopped early: half a story would mislead
+            for seen in (self.order, self.inside, self.outside, self.plain):
+                seen.clear()
+
+    def depth(self, entered: int) -> int:
+        """Return the depth of what runs outside the blocks after `entered` of them."""
+        if entered in (0, len(self.order)):
+            return 0 if entered == 0 else len(self.blocks) + 1
+        return list(dict.fromkeys(self.order)).index(self.order[entered - 1]) + 1
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for value in tree_iter((args, kwargs)):
+            if isinstance(value, nn.Parameter):
+                if self._open:
+                    self.inside.add(value)
+                else:
+                    self.outside.setdefault(value, set()).add(len(self.order))
+        return func(*args, **(kwargs or {}))
+
+    def _run(self, model: nn.Module) -> None:
+        modes = [(module, module.training) for module in model.modules()]
+        device = next(model.parameters()).device
+        handles: list[RemovableHandle] = []
+        try:
+            handles += self._watch(model)
+            model.eval()
+            forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+            # A model may refuse the made-up input in any way; whether enough was seen is checked afterwards.
+            with contextlib.suppress(Exception), forked, torch.no_grad(), self:
+                _run_once(model, device)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, training in modes:
+                module.training = training
+
+    def _watch(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        for name, block in self.blocks.items():
+            yield from self._watch_block(name, block)
+        held = {module for block in self.blocks.values() for module in block.modules()}
+        for name, module in model.named_modules():
+            if module not in held and not any(True for _ in (*module.children(), *module.parameters())):
+                yield self._watch_plain(name, module)
+
+    def _watch_block(self, name: str, block: nn.Module) -> Iterator[RemovableHandle]:
+        def enter(*_: Any) -> None:
+            self.order.append(name)
+            self._open += 1
+
+        def leave(*_: Any) -> None:
+            self._open -= 1
+
+        yield block.register_forward_pre_hook(enter)
+        yield block.register_forward_hook(leave)
+
+    def _watch_plain(self, name: str, module: nn.Module) -> RemovableHandle:
+        def note(*_: Any) -> None:
+            self.plain[name] = len(self.order)
+
+        return module.register_forward_pre_hook(note)
+
+
+def _run_once(model: nn.Module, device: torch.device) -> None:
+    """Run `model` on one made-up text of four tokens."""
+    while (inner := _wrapped(model)) is not None:  # a wrapper would compile, or talk to other processes
+        model = inner
+    config = getattr(model, "config", None)
+    ids = torch.zeros(1, 4, dtype=torch.long, device=device)
+    end = getattr(config, "eos_token_id", None)
+    if isinstance(end, int) and end < getattr(config, "vocab_size", 0):
+        ids[0, -1] = end  # T5's classifier reads the state at the end token
+    known = inspect.signature(model.forward).parameters
+    inputs = {"input_ids": ids, "decoder_input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "input_ids" in known:
+        model(**{name: value for name, value in inputs.items() if name in known})
+    else:
+        model(ids)
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """Return what `DistributedDataParallel`, `DataParallel` or `torch.compile` wrapped, or None."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        inner: nn.Module = model.module
+        return inner
+    compiled = getattr(model, "_orig_mod", None)
+    return compiled if isinstance(compiled, nn.Module) else None

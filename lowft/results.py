@@ -1,0 +1,52 @@
+"""What a run hands out after each step, and what it keeps to choose weights by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Kept", "StepResult"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step brought.
+
+    Attributes:
+        step: Optimizer steps done so far in the run.
+        stage: Name of the stage.
+        epoch: Passes over the training rows so far in the stage.
+        loss: Mean loss of the step's rows.
+        learning_rate: Of the highest layers.
+        grad_norm: L2 norm of the gradient before clipping.
+        metrics: Validation metrics where this step was followed by an evaluation, else None.
+    """
+
+    step: int
+    stage: str
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    metrics: dict[str, float] | None = None
+
+
+@dataclass
+class Kept:
+    """What the run remembers to choose weights by: values that JSON holds, and copies of weights."""
+
+    best_value: float | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    evaluations_without_gain: int = 0
+    skipped_steps: int = 0
+    seconds: float = 0.0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    before_stage: dict[str, Tensor] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """Return all but the weights."""
+        return {name: value for name, value in vars(self).items() if name not in ("best", "before_stage")}

@@ -1,0 +1,114 @@
+"""Where a run is: what hooks may read, and the memory they may write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lowft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from lowft.stages import Stage
+
+__all__ = ["State"]
+
+_TENSOR = "__tensor__"
+
+
+@dataclass
+class State:
+    """Where a run is; handed to hooks, saved with every checkpoint.
+
+    Attributes:
+        model: The model in training, never wrapped.
+        stage: The stage that runs.
+        stage_index: Its number, from 0.
+        step: Optimizer steps done in the whole run.
+        stage_step: Optimizer steps done in this stage.
+        stage_steps: Optimizer steps that this stage plans; 0 where a hand-written loop has not said.
+        epoch: Passes over the training rows completed in this stage.
+        memory: What strategies keep between steps, by strategy name: JSON values and tensors, nested in lists and
+            dictionaries. Everything in it is saved and restored; of several processes, that of the main one, so keep
+            in it what all of them share.
+
+    >>> from lowft.stages import Stage
+    >>> state = State(torch.nn.Linear(2, 2), Stage())
+    >>> state.memory_of("Prune")["sparsity"] = 0.1
+    >>> state.memory
+    {'Prune': {'sparsity': 0.1}}
+    """
+
+    model: torch.nn.Module
+    stage: Stage
+    stage_index: int = 0
+    step: int = 0
+    stage_step: int = 0
+    stage_steps: int = 0
+    epoch: int = 0
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def memory_of(self, name: str) -> dict[str, Any]:
+        """Return the memory of one strategy, an empty dictionary at first."""
+        return self.memory.setdefault(name, {})
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the state as a JSON object and the tensors that it refers to.
+
+        Raises:
+            ConfigError: Something in the memory is neither a JSON value nor a tensor.
+        """
+        tensors: dict[str, Tensor] = {}
+        values = {
+            "stage_index": self.stage_index,
+            "step": self.step,
+            "stage_step": self.stage_step,
+            "epoch": self.epoch,
+            "memory": _take_tensors(self.memory, "memory", tensors),
+        }
+        return values, tensors
+
+    def load_state_dict(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Set the position and the memory to those that `state_dict` returned."""
+        self.stage_index = values["stage_index"]
+        self.step = values["step"]
+        self.stage_step = values["stage_step"]
+        self.epoch = values["epoch"]
+        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        self.memory = _put_tensors(values["memory"], tensors, device)
+
+
+def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Return `value` for JSON, with each tensor moved to `tensors` under its path."""
+    if isinstance(value, torch.Tensor):
+        key = f"{path}#{len(tensors)}"  # numbered, since a key of the memory may itself contain dots
+        # A copy: two entries may view one storage, which safetensors refuses to write.
+        tensors[key] = value.detach().cpu().clone().contiguous()
+        return {_TENSOR: key, "on_cpu": value.device.type == "cpu"}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value) and _TENSOR not in value:
+        return {key: _take_tensors(item, f"{path}.{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_take_tensors(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ConfigError(
+        f"state.{path} is a {type(value).__name__} ({value!r}), which cannot be saved: a strategy's memory holds "
+        f"JSON values (text, numbers, lists, dictionaries with text keys) and tensors"
+    )
+
+
+def _put_tensors(value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    """Return `value` with its tensors back; those that were beside the model on a device return there."""
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            tensor = tensors[value[_TENSOR]]
+            return tensor if value["on_cpu"] else tensor.to(device)
+        return {key: _put_tensors(item, tensors, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_put_tensors(item, tensors, device) for item in value]
+    return value

@@ -1,0 +1,9 @@
+"""The strategies that lowft ships: each holds settings and calls functions that work without it."""
+
+from __future__ import annotations
+
+from lowft.strategies.augment import Augment
+from lowft.strategies.layerwise_unfreeze import LayerwiseUnfreeze, Unfreeze
+from lowft.strategies.partial_freeze import PartialFreeze
+
+__all__ = ["Augment", "LayerwiseUnfreeze", "PartialFreeze", "Unfreeze"]

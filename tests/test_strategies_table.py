@@ -1,0 +1,203 @@
+"""Every strategy and every allowed pair: train, resume at every step bit-identically, export, reload elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lowft.attach import attach
+from lowft.checkpoint import read_json, read_tensors
+from lowft.config import TrainingConfig
+from lowft.errors import StrategyConflictError
+from lowft.strategy import Strategy
+from lowft.trainer import Trainer
+from tests.strategy_cases import ALLOWED, REFUSED, STRATEGIES, tiny_rows
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
+
+OTHERS = [arch for arch in ARCHITECTURES if arch != "bert"]
+TEXTS = ["a dull and lazy film", "a warm , funny story about love", "plot"]
+
+
+def fits(name: str, arch: str) -> bool:
+    """Say whether an architecture has what a case trains: three have no bias below the head."""
+    return "biases" not in name or arch not in {"llama", "modernbert", "t5"}
+
+
+def make_trainer(folder: Path | None, strategies: tuple[Strategy, ...], arch: str = "bert", **settings: Any) -> Trainer:
+    """Return a Trainer over a tiny model that saves at every step; equal arguments make equal runs."""
+    defaults: dict[str, Any] = {
+        "epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3, "save_steps": 1,
+        "save_total_limit": 100, "seed": 3, "device": "cpu",
+    }  # fmt: skip
+    return Trainer(
+        tiny_model(arch),
+        tiny_rows(),
+        tiny_rows(8, seed=1),
+        strategies=strategies,
+        tokenizer=tiny_tokenizer(arch),
+        config=TrainingConfig(**(defaults | settings), output_dir=folder),
+    )
+
+
+def contents(checkpoint: Path) -> dict[str, Any]:
+    """Return everything in a checkpoint that two equal runs share: all but the seconds."""
+    found: dict[str, Any] = {path.name: read_tensors(path) for path in checkpoint.glob("*.safetensors")}
+    found["state.json"] = read_json(checkpoint / "state.json")
+    del found["state.json"]["kept"]["seconds"]
+    found["history"] = [
+        {key: value for key, value in record.items() if key != "seconds"}
+        for record in json.loads((checkpoint / "history.json").read_text())
+    ]
+    return found
+
+
+def assert_same(one: Any, other: Any, path: str = "") -> None:
+    """Compare two checkpoints' contents bit for bit."""
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, path
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}/{key}")
+    else:
+        assert one == other, path
+
+
+def final_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Return a copy of the weights that the Trainer ended with."""
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_resume_at_every_step_is_bit_identical(name: str, tmp_path: Path) -> None:
+    """A run stopped after any step and resumed in a new Trainer ends as one that was never stopped."""
+    check_every_step(name, "bert", tmp_path)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("name", "arch"), [(name, arch) for name in ALLOWED for arch in OTHERS if fits(name, arch)])
+def test_resume_at_every_step_on_every_architecture(name: str, arch: str, tmp_path: Path) -> None:
+    """The same for every case on every other architecture: the whole product."""
+    check_every_step(name, arch, tmp_path)
+
+
+def check_every_step(name: str, arch: str, tmp_path: Path) -> None:
+    """Run a case, then resume it from each of its checkpoints, and compare what all of them end with."""
+    whole = make_trainer(tmp_path / "whole", ALLOWED[name], arch)
+    whole.fit()
+    steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "whole").glob("checkpoint-*"))
+    last = f"checkpoint-{steps[-1]}"
+    assert len(steps) >= 4
+    for step in steps:
+        folder = tmp_path / f"from-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        resumed = make_trainer(folder, ALLOWED[name], arch)
+        resumed.fit(resume_from_checkpoint=True)
+        assert_same(contents(tmp_path / "whole" / last), contents(folder / last), f"{name}, step {step}")
+        assert_same(final_weights(whole), final_weights(resumed), f"{name}, step {step}, end")
+        assert [r["decision"] for r in whole.history.filter("stage")] == [
+            r["decision"] for r in resumed.history.filter("stage")
+        ]
+
+
+@pytest.mark.parametrize("name", ["none", "unfreeze", "every hook"])
+def test_the_comparison_can_fail(name: str, tmp_path: Path) -> None:
+    """Negative control: a run with another seed does not compare equal."""
+    make_trainer(tmp_path / "one", ALLOWED[name]).fit()
+    make_trainer(tmp_path / "other", ALLOWED[name], seed=4).fit()
+    last = max((tmp_path / "one").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])).name
+    with pytest.raises(AssertionError):
+        assert_same(contents(tmp_path / "one" / last), contents(tmp_path / "other" / last))
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [(name, arch) for name in STRATEGIES for arch in ARCHITECTURES if fits(name, arch)],
+)
+def test_every_architecture_resumes_bit_identically(name: str, arch: str, tmp_path: Path) -> None:
+    """Each strategy resumes in mid-run on each architecture."""
+    whole = make_trainer(tmp_path / "whole", ALLOWED[name], arch, save_steps=3)
+    whole.fit()
+    folder = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", folder / "checkpoint-3")
+    resumed = make_trainer(folder, ALLOWED[name], arch, save_steps=3)
+    resumed.fit(resume_from_checkpoint=True)
+    assert_same(final_weights(whole), final_weights(resumed), f"{name} on {arch}")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_pair_names_both_sides(name: str) -> None:
+    """A pair that cannot work is refused with a message that names what is in conflict."""
+    first, second = REFUSED[name]
+    with pytest.raises(StrategyConflictError) as caught:
+        attach(tiny_model("bert"), [first, second])
+    assert second.name in str(caught.value) or first.name in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], dict[str, tuple[Any, Any, Any]]]:
+    """Export every case, reload all of them in one fresh process, and return the logits of both sides."""
+    root = tmp_path_factory.mktemp("exports")
+    found: dict[str, tuple[Any, Any, Any]] = {}
+
+    def run() -> dict[str, tuple[Any, Any, Any]]:
+        if found:
+            return found
+        own: dict[str, Any] = {}
+        cases = [(name, "bert") for name in ALLOWED] + [("unfreeze", arch) for arch in OTHERS]
+        for index, (name, arch) in enumerate(cases):
+            trainer = make_trainer(None, ALLOWED[name], arch)
+            trainer.fit()
+            trainer.export(root / str(index))
+            own[f"{name} on {arch}"] = trainer._predictor().predict_logits(TEXTS)
+        (root / "reload.py").write_text(_RELOAD)
+        answer = subprocess.run(
+            [sys.executable, str(root / "reload.py"), str(root), str(len(cases)), json.dumps(TEXTS)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        for (key, logits), (lowft_logits, plain_logits) in zip(own.items(), json.loads(answer.stdout), strict=True):
+            found[key] = (logits, np.float32(lowft_logits), np.float32(plain_logits))
+        return found
+
+    return run
+
+
+_RELOAD = """
+import json, sys
+import torch, lowft
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+root, count, texts = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+torch.set_num_threads(1)
+answers = []
+for index in range(count):
+    own = lowft.load(f"{root}/{index}").predict_logits(texts)
+    model = AutoModelForSequenceClassification.from_pretrained(f"{root}/{index}").eval()
+    tokenizer = AutoTokenizer.from_pretrained(f"{root}/{index}")
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        plain = model(**kept).logits.numpy()
+    answers.append([own.tolist(), plain.tolist()])
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.parametrize("key", [f"{name} on bert" for name in ALLOWED] + [f"unfreeze on {arch}" for arch in OTHERS])
+def test_a_fresh_process_gives_the_same_logits(
+    key: str, reloaded: Callable[[], dict[str, tuple[Any, Any, Any]]]
+) -> None:
+    """`lowft.load` gives the same bits in a fresh process, and plain transformers the same model."""
+    own, by_lowft, by_transformers = reloaded()[key]
+    assert np.array_equal(own, by_lowft)
+    assert np.allclose(own, by_transformers, atol=1e-5)
