@@ -37,18 +37,21 @@ class Attached:
         state: Where the run is.
         results: The validation metrics given to `decide`, one entry a stage.
         verdict: What `decide` last said; None before.
+        ended: Whether a gate has ended the training: what is left are stages that run in any case.
     """
 
     def __init__(self, model: torch.nn.Module, strategy: Chain, stage: Stage) -> None:
         """Let the strategies prepare the model and shape the stages."""
         self.strategy = strategy
-        self._trained_before = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.model = self.strategy.prepare_model(model)
+        # Now that they are what they will be during the run: a strategy may have dropped layers, or added some.
+        self._trained_before = {name for name, value in self.model.named_parameters() if value.requires_grad}
         self.layers = _layers_if_any(self.model)
         self.stages = self.strategy.stages((stage,), self.model)
         self.state = State(self.model, self.stages[0])
         self.results: list[dict[str, float]] = []
         self.verdict: Verdict | None = None
+        self.ended = False
         self._finished = False
         self._loaded = False
 
@@ -58,11 +61,22 @@ class Attached:
         After `load_state_dict`, the first turn goes on with the stage that was loaded.
         """
         loaded, self._loaded = self._loaded, False
-        for index in range(self.state.stage_index if loaded else 0, len(self.stages)):
+        if not loaded:
+            self.state.stage_index = 0
+        for index in self.remaining_stages():
             yield self.state.stage if loaded else self.start_stage(index)
             loaded = False
-            if self.verdict is not None and self.verdict.ends_training:
-                return
+
+    def remaining_stages(self) -> Iterator[int]:
+        """Yield the number of the current stage and of each that is still to run after it.
+
+        Once a gate has ended the training, these are only the stages that run in any case.
+        """
+        first = self.state.stage_index
+        yield first
+        for index in range(first + 1, len(self.stages)):
+            if not self.ended or self.stages[index].always:
+                yield index
 
     def start_stage(self, index: int) -> Stage:
         """Set what trains in a stage, tell the strategies, and return the stage.
@@ -121,6 +135,7 @@ class Attached:
         """
         self.results.append(dict(metrics))
         self.verdict = self.state.stage.decide(self.results)
+        self.ended = self.ended or self.verdict.ends_training
         return self.verdict
 
     def finish(self) -> torch.nn.Module:
@@ -133,7 +148,8 @@ class Attached:
             self.model = self.strategy.finish_model(self.model)
             self.state.model = self.model
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name in self._trained_before)
+                if parameter.is_floating_point():  # integers of a quantized model cannot have a gradient
+                    parameter.requires_grad_(name in self._trained_before)
             self.model.eval()
         return self.model
 
@@ -174,7 +190,7 @@ class Attached:
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what must be saved beside model and optimizer: a JSON object and tensors."""
         values, tensors = self.state.state_dict()
-        return {"state": values, "results": self.results}, tensors
+        return {"state": values, "results": self.results, "ended": self.ended}, tensors
 
     def load_state_dict(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Return to where `state_dict` was taken: position, memory, results, and what trains.
@@ -190,6 +206,7 @@ class Attached:
             )
         self.state.load_state_dict(values["state"], tensors)
         self.results = [dict(result) for result in values["results"]]
+        self.ended = values["ended"]
         self.enter_stage(index)
         self._loaded = True
 

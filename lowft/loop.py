@@ -19,7 +19,7 @@ from lowft.data.epochs import epoch_batches, plan_epoch
 from lowft.errors import CheckpointCorruptError, ConfigError, NonFiniteError, TrainingError
 from lowft.history import History
 from lowft.results import Kept, StepResult
-from lowft.stages import Decision, Stage, Verdict
+from lowft.stages import Decision, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -100,12 +100,11 @@ class Loop:
     def steps(self) -> Iterator[StepResult]:
         """Run on from where the state is, a step at a time, to the end of the last stage."""
         state = self.attached.state
-        for index in range(state.stage_index, len(self.attached.stages)):
+        for index in self.attached.remaining_stages():
             if self._forward is None or index != state.stage_index:
                 self._start_stage(index)
             yield from self._run_stage()
-            if self._end_stage().ends_training:
-                break
+            self._end_stage()
             self._forward = None
         self.finish()
 
@@ -166,14 +165,20 @@ class Loop:
         self._enter()
 
     def _start_stage(self, index: int) -> None:
+        rolls_back = any(gate.may_roll_back for gate in self.attached.stages[index].gates)
+        self.kept.before_stage = self._copy_weights() if rolls_back else {}
         with seeded(self.config.seed, index):  # the same on every process, and wherever the run was resumed
-            stage = self.attached.start_stage(index)
+            self.attached.start_stage(index)
         # Moments of earlier stages belong to weights that the best ones may have replaced.
         self.optimizer.state.clear()
         self.kept.evaluations_without_gain = 0
-        rolls_back = any(gate.may_roll_back for gate in stage.gates)
-        self.kept.before_stage = self._copy_weights() if rolls_back else {}
+        self._forget_best_if_told()
         self._enter()
+
+    def _forget_best_if_told(self) -> None:
+        if self.attached.state.best_is_forgotten:
+            self.kept.forget_best()
+            self.attached.state.best_is_forgotten = False
 
     def _enter(self) -> None:
         self.attached.state.stage_steps = self.planned_steps(self.attached.state.stage)
@@ -274,6 +279,7 @@ class Loop:
             }
             if math.isfinite(total) and math.isfinite(norm):
                 attached.step(self.optimizer)
+                self._forget_best_if_told()
             else:
                 self._skip_or_raise(total, norm, seen)
         self._record("train", **{name: values[name] for name in ("loss", "learning_rate", "grad_norm")})
@@ -336,7 +342,7 @@ class Loop:
             self.kept.best = self._copy_weights() if self.config.load_best_model_at_end else {}
         return metrics
 
-    def _end_stage(self) -> Verdict:
+    def _end_stage(self) -> None:
         """Return to the best weights, ask the gates, undo the stage if they say so."""
         self._caches.close()
         self._caches = StageCaches()
@@ -349,13 +355,12 @@ class Loop:
             load_tensors_(self.attached.model, self.kept.before_stage, "the weights before the stage", partial=True)
         model = self.attached.model
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        is_last = self.attached.state.stage_index == len(self.attached.stages) - 1
+        is_last = not list(self.attached.remaining_stages())[1:]
         decision = "end" if is_last and not verdict.ends_training else str(verdict.decision)
         stage = self.attached.state.stage
         reason = verdict.reason if stage.gates or not is_last else "it was the last stage"
         self._record("stage", trainable_parameters=trainable, decision=decision, reason=reason)
         _logger.info("stage %r: %s (%s)", stage.name, decision, reason)
-        return verdict
 
     def _copy_weights(self) -> dict[str, Tensor]:
         tensors = model_tensors(self.attached.model, self.attached.trained)

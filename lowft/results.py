@@ -47,6 +47,11 @@ class Kept:
     best: dict[str, Tensor] = field(default_factory=dict)
     before_stage: dict[str, Tensor] = field(default_factory=dict)
 
+    def forget_best(self) -> None:
+        """Let the next evaluation be the first to choose weights by."""
+        self.best_value, self.best_metrics, self.best = None, {}, {}
+        self.evaluations_without_gain = 0
+
     def values(self) -> dict[str, Any]:
         """Return all but the weights."""
         return {name: value for name, value in vars(self).items() if name not in ("best", "before_stage")}

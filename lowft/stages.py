@@ -166,6 +166,8 @@ class Stage:
         epochs: Passes over the training rows; may be fractional.
         max_steps: Optimizer steps; replaces `epochs`.
         gates: Asked in turn when the stage has ended; the first that does not say `CONTINUE` decides.
+        always: Run the stage even if a gate before it has ended the training: one that makes the model what will be
+            deployed, such as pruning, is not to be left out because an earlier stage was good enough.
 
     Raises:
         ConfigError: A value outside its range.
@@ -182,10 +184,12 @@ class Stage:
     epochs: float | None = None
     max_steps: int | None = None
     gates: tuple[Gate, ...] = ()
+    always: bool = False
 
     def __post_init__(self) -> None:
         """Check every value."""
         check_text("Stage.name", self.name)
+        check_flag("Stage.always", self.always)
         check_pace(self)
         if self.trainable is not None:
             if isinstance(self.trainable, str) or not isinstance(self.trainable, Collection):

@@ -36,6 +36,7 @@ class State:
         memory: What strategies keep between steps, by strategy name: JSON values and tensors, nested in lists and
             dictionaries. Everything in it is saved and restored; of several processes, that of the main one, so keep
             in it what all of them share.
+        best_is_forgotten: Whether `forget_best` was called; the run resets it when it has acted on it.
 
     >>> from lowft.stages import Stage
     >>> state = State(torch.nn.Linear(2, 2), Stage())
@@ -52,6 +53,14 @@ class State:
     stage_steps: int = 0
     epoch: int = 0
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best_is_forgotten: bool = field(default=False, init=False, repr=False)
+
+    def forget_best(self) -> None:
+        """Let no earlier weights count as the best of the run, nor be returned to.
+
+        For a strategy that changes what the model is: weights from before a pruning step are better, and not wanted.
+        """
+        self.best_is_forgotten = True
 
     def memory_of(self, name: str) -> dict[str, Any]:
         """Return the memory of one strategy, an empty dictionary at first."""

@@ -18,11 +18,12 @@ from lowft.checkpoint import (
     write_json,
     write_tensors,
 )
+from lowft.compress.structure import rebuild_, structure_of
 from lowft.data.labels import Labels
 from lowft.errors import CheckpointCorruptError, CheckpointError, ConfigError, LowftError
 from lowft.export.card import model_card
 from lowft.models._quiet import quiet
-from lowft.models.loading import load_model, load_tokenizer
+from lowft.models.loading import EXPORT_SETTINGS, load_model, load_tokenizer
 from lowft.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "write_export"]
 
-SETTINGS = "lowft.json"
 _FORMAT = 1
 _PACKAGES = ("lowft", "torch", "transformers", "tokenizers", "safetensors")
 
@@ -66,11 +66,14 @@ def write_export(
         CheckpointError: The folder does not reload to the same logits.
     """
     model = predictor.model
-    if _is_pretrained(model):
+    structure = structure_of(model)
+    if _is_pretrained(model) and not structure:
         with quiet():
             model.save_pretrained(folder)  # type: ignore[operator] # a transformers model
     else:
         write_tensors(folder / "model.safetensors", model_tensors(model))
+        if _is_pretrained(model):
+            model.config.save_pretrained(folder)  # type: ignore[operator, union-attr] # a transformers model
     predictor.tokenizer.save_pretrained(folder)
     base = _public_name(source, model)
     settings = {
@@ -83,11 +86,12 @@ def write_export(
         "takes_pairs": predictor.takes_pairs,
         "max_length": predictor.max_length,
         "precision": predictor.precision,
+        "structure": structure,
         "recipe": recipe,
         "metrics": {name: report.to_dict() for name, report in reports.items()},
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-    write_json(folder / SETTINGS, settings)
+    write_json(folder / EXPORT_SETTINGS, settings)
     (folder / "README.md").write_text(model_card(settings, reports, history), "utf-8")
     _compare(folder, predictor, sample)
 
@@ -138,9 +142,9 @@ def load(
 def _read(
     folder: Path, model: torch.nn.Module | None, device: torch.device, batch_size: int, precision: str | None
 ) -> Predictor:
-    settings = read_json(folder / SETTINGS)
+    settings = read_json(folder / EXPORT_SETTINGS)
     if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
-        raise CheckpointCorruptError(f"{folder / SETTINGS} is not of format {_FORMAT}, which this lowft reads")
+        raise CheckpointCorruptError(f"{folder / EXPORT_SETTINGS} is not of format {_FORMAT}, which this lowft reads")
     precision = precision or settings["precision"]
     if precision not in {"float32", "bfloat16"}:
         raise ConfigError(f"precision must be 'float32' or 'bfloat16'; received {precision!r}")
@@ -154,6 +158,7 @@ def _read(
             f"{folder} holds the weights of your own module {settings['model_class']}: pass model=, an instance of it"
         )
     else:
+        rebuild_(model, settings["structure"], folder)
         load_tensors_(model, read_tensors(folder / "model.safetensors"), folder)
     return Predictor(
         model.to(device).eval(),

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from lowft._alignment import align_
+from lowft.checkpoint import load_tensors_, read_json, read_tensors
+from lowft.compress.structure import rebuild_
 from lowft.errors import LabelError, ModelError
 from lowft.models._quiet import quiet
 from lowft.models.layers import within
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from lowft.data.labels import Labels
 
 __all__ = ["load_model", "load_tokenizer"]
+
+EXPORT_SETTINGS = "lowft.json"  # beside the weights, in a folder that lowft exported
 
 _log = logging.getLogger("lowft")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -90,6 +94,8 @@ def load_model(
         config.pad_token_id = load_tokenizer(source, revision=revision).pad_token_id
 
     auto: Any = AutoModelForSequenceClassification
+    if local and (structure := _structure(Path(source))):
+        return _load_compressed(Path(source), config, structure, new_head=new_head, seed=seed)
     with _reading(source, local=local), _seeded(seed):
         model, report = auto.from_pretrained(
             source,
@@ -238,6 +244,32 @@ def _check_head(source: str, config: PreTrainedConfig, labels: Labels) -> None:
             f"The head of {source} numbers its labels {known}, these are {labels.id2label}: its outputs "
             f"would be read wrongly. Give the labels in the order of the head. {_WAY_OUT}"
         )
+
+
+def _load_compressed(
+    folder: Path, config: PreTrainedConfig, structure: list[dict[str, Any]], *, new_head: bool, seed: int
+) -> PreTrainedModel:
+    """Make the model of the config, give it the shape it was exported in, and fill in every weight."""
+    from transformers import AutoModelForSequenceClassification
+
+    auto: Any = AutoModelForSequenceClassification
+    with _reading(str(folder), local=True), _seeded(seed):
+        model = auto.from_config(config, dtype=torch.float32)
+        model.eval()
+        rebuild_(model, structure, folder)
+        load_tensors_(model, read_tensors(folder / "model.safetensors"), folder)
+        if new_head:
+            _renew_output_(model)
+    align_(model)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _structure(folder: Path) -> list[dict[str, Any]]:
+    """Return how the shape of an exported model differs from what its config says."""
+    settings = folder / EXPORT_SETTINGS
+    found = read_json(settings).get("structure", []) if settings.is_file() else []
+    return list(found)
 
 
 def _names(id2label: dict[int, str]) -> list[str]:

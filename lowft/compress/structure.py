@@ -1,0 +1,62 @@
+"""What was cut from a model or converted in it, written down so that a fresh process rebuilds the same shape.
+
+A function that changes the shape of a model in a way its config cannot say appends an entry to the model's
+structure. An exported folder carries the entries; loading makes the model of the config, applies them in order, and
+then fills in the weights, each of which must fit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lowft.errors import CheckpointCorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+__all__ = ["rebuild_", "record_", "structure_of"]
+
+_ATTRIBUTE = "lowft_structure"
+
+
+def record_(model: torch.nn.Module, kind: str, plan: Mapping[str, Any]) -> None:
+    """Append an entry to the structure of a model that has just been changed.
+
+    Args:
+        model: The changed model.
+        kind: What was done: a word that `rebuild_` knows.
+        plan: All that it takes to do it again to a model of the former shape, as JSON values.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 2)
+    >>> record_(model, "prune", {"neurons": {"0": 8}})
+    >>> structure_of(model)
+    [{'kind': 'prune', 'plan': {'neurons': {'0': 8}}}]
+    """
+    setattr(model, _ATTRIBUTE, [*structure_of(model), {"kind": kind, "plan": dict(plan)}])
+
+
+def structure_of(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Return what was done to the model that its config does not say, in order; empty for an ordinary one."""
+    return list(getattr(model, _ATTRIBUTE, []))
+
+
+def rebuild_(model: torch.nn.Module, structure: Sequence[Mapping[str, Any]], source: object) -> None:
+    """Give a model of the config the shape that a structure describes; its weights are then still to be filled in.
+
+    Args:
+        model: A model as its config alone makes it.
+        structure: What `structure_of` returned.
+        source: Where it comes from, for messages.
+
+    Raises:
+        CheckpointCorruptError: The structure is not one, or does not fit the model.
+    """
+    for entry in structure:
+        if not isinstance(entry, dict) or not isinstance(entry.get("plan"), dict):
+            raise CheckpointCorruptError(f"{source}: not an entry of a structure: {entry!r}")
+        match entry.get("kind"):
+            case kind:
+                raise CheckpointCorruptError(f"{source}: a structure of the kind {kind!r} is unknown to this lowft")
