@@ -46,9 +46,10 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the tests and the examples in the docstrings."""
+    """Run the tests and the examples in the docstrings, on up to four cores."""
     _install(session, "tests")
-    session.run(PYTHON, "-m", "pytest", *session.posargs)
+    workers = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup")
+    session.run(PYTHON, "-m", "pytest", *workers, *session.posargs)
 
 
 @nox.session
