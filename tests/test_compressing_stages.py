@@ -46,7 +46,7 @@ class Shrink(Strategy):
     def on_stage_start(self, state: State) -> None:
         """Throw the switch."""
         if state.stage.name == "shrink":
-            state.model.shrunk.fill_(1)  # type: ignore[operator, union-attr]
+            state.model.shrunk.fill_(1)  # type: ignore[operator]
             if self.forgets:
                 state.forget_best()
 

@@ -337,7 +337,7 @@ def _fault_message(faults: Mapping[int, str], total: int, name: str) -> str:
     more = f"; and {len(faults) - len(told):,} more" if len(faults) > len(told) else ""
     return (
         f"{name}: {len(faults):,} of {count_of(total, 'row')} cannot be used (rows are counted from 0). "
-        f'{"; ".join(told)}{more}. Correct them, or leave them out with on_bad_row="drop".'
+        f'{"; ".join(told)}{more}. Correct them, or, where rows may be left out, pass on_bad_row="drop".'
     )
 
 
