@@ -49,7 +49,7 @@ from lowft.losses import (
     resolve_loss,
     supervised_contrastive,
 )
-from lowft.metrics import ClassScores, EvaluationReport, compute_metrics, evaluation_report
+from lowft.metrics import ClassScores, EvaluationReport, bootstrap_error, compute_metrics, evaluation_report
 from lowft.models import (
     Layers,
     ModelCard,
@@ -138,6 +138,7 @@ __all__ = [
     "attach",
     "balanced_class_weights",
     "binary_cross_entropy",
+    "bootstrap_error",
     "chain",
     "compute_metrics",
     "cosine",

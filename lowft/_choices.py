@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lowft.losses import Loss
     from lowft.stages import Stage
 
-__all__ = ["check_gates", "choose_loss", "choose_metric", "run_identity"]
+__all__ = ["check_gates", "choose_loss", "choose_metric", "noise_wanted", "run_identity"]
 
 
 def choose_loss(loss: str | Loss | None, config: TrainingConfig, parts: Parts) -> Loss:
@@ -97,6 +97,12 @@ def check_gates(stages: Sequence[Stage], parts: Parts, *, custom: bool) -> None:
     for gate in gates:
         if isinstance(gate, Target | MinImprovement) and not custom:
             gate.decide([dict.fromkeys(_metrics_of(parts.labels.task), 0.0)])
+
+
+def noise_wanted(stages: Sequence[Stage]) -> frozenset[str]:
+    """Return the metrics whose standard error some gate asks for."""
+    gates = (gate for stage in stages for gate in stage.gates)
+    return frozenset(gate.metric for gate in gates if isinstance(gate, MinImprovement) and gate.noise)
 
 
 def run_identity(

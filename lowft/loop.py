@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowft._alignment import align_
+from lowft._choices import noise_wanted
 from lowft._inference import autocast, compute_logits, kept_modes, logits_of
 from lowft._optimization import load_optimizer_, make_optimizer, optimizer_tensors, set_learning_rates_
 from lowft._randomness import seeded
@@ -18,6 +19,7 @@ from lowft.checkpoint import load_tensors_, model_tensors, read_json, read_tenso
 from lowft.data.epochs import epoch_batches, plan_epoch
 from lowft.errors import CheckpointCorruptError, ConfigError, NonFiniteError, TrainingError
 from lowft.history import History
+from lowft.metrics import bootstrap_error
 from lowft.results import Kept, StepResult
 from lowft.stages import Decision, Stage
 
@@ -128,9 +130,15 @@ class Loop:
             description="evaluating",
             cache=self._caches.evaluation,
         )
-        labels = self.eval_rows.labels
-        loss = self.loss_fn(torch.from_numpy(logits), torch.as_tensor(labels)).mean().item()
-        return {"loss": loss, **self.measure(logits, labels)}
+        labels: Any = self.eval_rows.labels
+
+        def measured(logits: Any, labels: Any) -> dict[str, float]:
+            loss = self.loss_fn(torch.from_numpy(logits), torch.as_tensor(labels)).mean().item()
+            return {"loss": loss, **self.measure(logits, labels)}
+
+        wanted = noise_wanted(self.attached.stages)
+        errors = bootstrap_error(measured, logits, labels) if wanted else {}
+        return measured(logits, labels) | {f"{name}_noise": errors[name] for name in sorted(wanted & errors.keys())}
 
     def write(self, folder: Path) -> None:
         """Write everything that a resumed run needs into a folder."""

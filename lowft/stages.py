@@ -7,7 +7,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lowft._settings import check_flag, check_real, check_text, check_whole
 from lowft.errors import ConfigError, StrategyConflictError
@@ -119,7 +119,10 @@ class MinImprovement(Gate):
 
     Args:
         metric: Name of a validation metric.
-        value: The least improvement on the stage before that keeps a stage.
+        value: The least improvement on the stage before that keeps a stage. "noise" is one standard error of the
+            metric on these validation rows (see `lowft.bootstrap_error`), which the Trainer measures: an improvement
+            that another draw of as many rows could undo does not count. A loop of your own gives it to `decide`
+            beside the metric, as `"<metric>_noise"`.
         greater_is_better: Whether improvement means growth (True) or decrease (False).
 
     Raises:
@@ -130,12 +133,17 @@ class MinImprovement(Gate):
     """
 
     metric: str
-    value: float = 0.0
+    value: float | Literal["noise"] = 0.0
     greater_is_better: bool = True
 
     def __post_init__(self) -> None:
         """Check every value."""
         _check_gate(self)
+
+    @property
+    def noise(self) -> str | None:
+        """The name under which the metric's standard error is expected; None where the value is a number."""
+        return f"{self.metric}_noise" if self.value == "noise" else None
 
     def decide(self, results: Sequence[Mapping[str, float]]) -> Verdict:
         """Return `ROLL_BACK` if the last stage improved by less than the value, else `CONTINUE`."""
@@ -144,11 +152,13 @@ class MinImprovement(Gate):
             return Verdict(Decision.CONTINUE, f"{self.metric} {got:.4f} after the first stage")
         before = _metric(results[-2], self.metric, "MinImprovement")
         gain = got - before if self.greater_is_better else before - got
-        enough = gain >= self.value
-        reason = (
-            f"{self.metric} went from {before:.4f} to {got:.4f}: {'at least' if enough else 'less than'} "
-            f"the improvement of {self.value:g} asked for"
-        )
+        if isinstance(self.value, str):
+            least = _metric(results[-1], f"{self.metric}_noise", "MinImprovement")
+            asked = f"the noise of these validation rows, {least:.4f}"
+        else:
+            least, asked = self.value, f"the improvement of {self.value:g} asked for"
+        enough = gain >= least
+        reason = f"{self.metric} went from {before:.4f} to {got:.4f}: {'at least' if enough else 'less than'} {asked}"
         return Verdict(Decision.CONTINUE if enough else Decision.ROLL_BACK, reason)
 
 
@@ -276,7 +286,8 @@ def narrow(stages: Sequence[Stage], names: frozenset[str], by: str) -> tuple[Sta
 def _check_gate(gate: Target | MinImprovement) -> None:
     owner = type(gate).__name__
     check_text(f"{owner}.metric", gate.metric)
-    check_real(f"{owner}.value", gate.value)
+    if not (isinstance(gate, MinImprovement) and gate.value == "noise"):
+        check_real(f"{owner}.value", gate.value)
     check_flag(f"{owner}.greater_is_better", gate.greater_is_better)
 
 

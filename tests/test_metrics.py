@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from lowft.errors import ConfigError, DataError, LabelError, MissingExtraError, NonFiniteError
 from lowft.metrics import (
+    bootstrap_error,
     compute_metrics,
     default_metric,
     evaluation_report,
@@ -347,3 +349,24 @@ def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"EvaluationReport.plot needs.*lowft\[plot\]"):
         evaluation_report(SINGLE, LOGITS, LABELS).plot()
+
+
+@given(st.integers(10, 400), st.integers(0, 100))
+def test_the_bootstrap_gives_the_standard_error_of_a_share(rows: int, percent: int) -> None:
+    """For an accuracy the error is known: the root of p(1 - p) over the rows."""
+    right = np.arange(rows) < rows * percent / 100
+
+    def measure(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict[str, float]:
+        return {"accuracy": float((logits == labels).mean())}
+
+    error = bootstrap_error(measure, right.astype(int), np.ones(rows), resamples=400)["accuracy"]
+    share = right.mean()
+    assert error == pytest.approx(math.sqrt(share * (1 - share) / rows), rel=0.2, abs=1e-9)
+
+
+@pytest.mark.parametrize(("labels", "resamples"), [(np.ones(3), 100), (np.ones(0), 100), (np.ones(4), 1)])
+def test_the_bootstrap_needs_rows_and_draws(labels: np.ndarray[Any, Any], resamples: int) -> None:
+    """A label for each row, and at least two draws."""
+    logits = np.ones(0 if len(labels) == 0 else 4)
+    with pytest.raises(ConfigError):
+        bootstrap_error(lambda _, __: {}, logits, labels, resamples=resamples)

@@ -116,6 +116,17 @@ def test_a_gate_that_asks_for_what_was_not_measured_says_so() -> None:
         Target("accuracy", 0.5).decide([{}])
 
 
+@pytest.mark.parametrize(("after", "decision"), [(0.84, Decision.ROLL_BACK), (0.86, Decision.CONTINUE)])
+def test_an_improvement_may_be_held_against_the_noise(after: float, decision: Decision) -> None:
+    """With "noise" the least improvement is the standard error that comes with the metric."""
+    results = [{"m": 0.80, "m_noise": 0.9}, {"m": after, "m_noise": 0.05}]
+    verdict = MinImprovement("m", "noise").decide(results)
+    assert verdict.decision is decision
+    assert "noise of these validation rows, 0.0500" in verdict.reason
+    with pytest.raises(ConfigError, match="m_noise"):
+        MinImprovement("m", "noise").decide([{"m": 0.8}, {"m": after}])
+
+
 def test_the_first_gate_that_ends_training_decides() -> None:
     """Gates are asked in turn; where none ends the training, the last one's words stand."""
     reached, missed = Target("m", 0.5), Target("m", 0.9)

@@ -72,8 +72,8 @@ class LayerwiseUnfreeze(Strategy):
         schedule: Settings of each stage, from shallow to deep; None makes three: a third of the blocks, two
             thirds, and everything.
         target: Value of the metric at which training ends; None goes through all stages.
-        min_improvement: A stage that improves the metric by less is undone, and training ends; None keeps
-            whatever is best and goes on.
+        min_improvement: A stage that improves the metric by less is undone, and training ends; "noise" is one standard
+            error of the metric on the validation rows; None keeps whatever is best and goes on.
         metric: The validation metric that both look at.
         greater_is_better: Whether a greater value of it is better.
 
@@ -91,7 +91,7 @@ class LayerwiseUnfreeze(Strategy):
 
     schedule: tuple[Unfreeze, ...] | None = None
     target: float | None = None
-    min_improvement: float | None = None
+    min_improvement: float | Literal["noise"] | None = None
     metric: str = "accuracy"
     greater_is_better: bool = True
 
@@ -100,7 +100,7 @@ class LayerwiseUnfreeze(Strategy):
         check_text("LayerwiseUnfreeze.metric", self.metric)
         check_flag("LayerwiseUnfreeze.greater_is_better", self.greater_is_better)
         for name in ("target", "min_improvement"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None and (name, getattr(self, name)) != ("min_improvement", "noise"):
                 check_real(f"LayerwiseUnfreeze.{name}", getattr(self, name))
         if self.schedule is None:
             return

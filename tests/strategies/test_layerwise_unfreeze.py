@@ -18,6 +18,7 @@ from lowft.models import find_layers, trainable_names
 from lowft.stages import MinImprovement, Stage, Target
 from lowft.strategies import LayerwiseUnfreeze, PartialFreeze, Unfreeze
 from tests.test_stages import BAD_PACE
+from tests.test_strategies_table import make_trainer
 from tests.tiny import ARCHITECTURES, tiny_model
 
 TOPS = st.lists(st.integers(0, 4) | st.just("all"), min_size=1, max_size=4)
@@ -100,6 +101,7 @@ def test_the_settings_of_the_stage_that_is_split_carry_over() -> None:
         ({}, ()),
         ({"target": 0.8}, (Target("accuracy", 0.8),)),
         ({"min_improvement": 0}, (MinImprovement("accuracy", 0),)),
+        ({"min_improvement": "noise"}, (MinImprovement("accuracy", "noise"),)),
         (
             {"target": 0.2, "min_improvement": 0.01, "metric": "loss", "greater_is_better": False},
             (Target("loss", 0.2, greater_is_better=False), MinImprovement("loss", 0.01, greater_is_better=False)),
@@ -216,3 +218,16 @@ def test_a_list_is_stored_as_a_tuple() -> None:
     schedule.pop()
     assert strategy == LayerwiseUnfreeze((Unfreeze(top=1), Unfreeze(top="all")))
     assert len({strategy, LayerwiseUnfreeze()}) == 2
+
+
+@pytest.mark.parametrize(("rate", "decision"), [(1e-9, "roll back"), (5e-3, "continue")])
+def test_a_stage_within_the_noise_is_undone(rate: float, decision: str) -> None:
+    """The Trainer measures the noise of the validation rows: a stage that changes nothing lies within it."""
+    schedule = (Unfreeze(top=0, max_steps=1, learning_rate=1e-9), Unfreeze(top=2, epochs=6, learning_rate=rate))
+    strategy = LayerwiseUnfreeze(
+        (*schedule, Unfreeze(top="all", max_steps=1)), metric="loss", greater_is_better=False, min_improvement="noise"
+    )
+    trainer = make_trainer(None, (strategy,), metric_for_best_model="loss")
+    trainer.fit()
+    assert all(record["eval_loss_noise"] > 0 for record in trainer.history.filter("evaluate"))
+    assert trainer.history.filter("stage")[1]["decision"] == decision
