@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lowft._memory import is_out_of_memory, release_memory
 from lowft._progress import progress_bar
 from lowft.errors import ModelError
 
@@ -97,13 +98,29 @@ def compute_logits(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
     shown = progress if len(batches) > 1 else False
+
+    def forward(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        batch = rows.collate(indices.tolist()).to(device)
+        served = contextlib.nullcontext() if cache is None else cache.serving(indices.tolist())
+        with autocast(precision, device), served:
+            return logits_of(model(**batch.inputs)).float().cpu().numpy()
+
+    most = batch_size
     with evaluation_mode(model):
         for indices in progress_bar(batches[rank::processes], description, shown=shown, leave=False):
-            batch = rows.collate(indices.tolist()).to(device)
-            served = contextlib.nullcontext() if cache is None else cache.serving(indices.tolist())
-            with autocast(precision, device), served:
-                outputs = model(**batch.inputs)
-            found.append((indices, logits_of(outputs).float().cpu().numpy()))
+            waiting = [indices[start : start + most] for start in range(0, len(indices), most)]
+            while waiting:
+                try:
+                    found.append((waiting[0], forward(waiting[0])))
+                    waiting.pop(0)
+                    continue
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error) or len(waiting[0]) == 1:
+                        raise
+                release_memory()
+                most = (len(waiting[0]) + 1) // 2
+                rest = np.concatenate(waiting)
+                waiting = [rest[start : start + most] for start in range(0, len(rest), most)]
     if processes > 1:
         from accelerate.utils import gather_object
 

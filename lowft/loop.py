@@ -12,11 +12,12 @@ import torch
 from lowft._alignment import align_
 from lowft._choices import noise_wanted
 from lowft._inference import autocast, compute_logits, kept_modes, logits_of
+from lowft._memory import is_out_of_memory, release_memory
 from lowft._optimization import load_optimizer_, make_optimizer, optimizer_tensors, set_learning_rates_
 from lowft._randomness import seeded
 from lowft._stage_caches import StageCaches, fill_caches
 from lowft.checkpoint import load_tensors_, model_tensors, read_json, read_tensors, write_json, write_tensors
-from lowft.data.epochs import epoch_batches, plan_epoch
+from lowft.data.epochs import epoch_batches, halved, plan_epoch
 from lowft.errors import CheckpointCorruptError, ConfigError, NonFiniteError, TrainingError
 from lowft.history import History
 from lowft.metrics import bootstrap_error
@@ -256,17 +257,30 @@ class Loop:
         )
 
     def _train_step(self, parts: Sequence[MicroBatch], batches: Iterator[Batch]) -> dict[str, Any]:
-        """Make one optimizer step and return its figures."""
+        """Make one optimizer step and return its figures; where memory runs out, again with fewer rows at a time."""
+        collated = list(zip(parts, batches, strict=True))
+        while True:
+            try:
+                return self._try_step(collated)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve_or_raise(max(len(batch) for _, batch in collated), error)
+            # Out here, where the error no longer keeps what was computed alive.
+            release_memory()
+
+    def _try_step(self, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[str, Any]:
         attached, state, config = self.attached, self.attached.state, self.config
         assert self._forward is not None  # noqa: S101 - entered with the stage
         losses: list[Tensor] = []
         seen: list[tuple[Batch, Tensor]] = []
         attached.model.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
+        pieces = [piece for part, batch in collated for piece in halved(part, batch, self.kept.halvings)]
         with seeded(config.seed, state.step, self.placement.rank):
             rate = set_learning_rates_(self.optimizer, attached, config)
-            for index, (part, collated) in enumerate(zip(parts, batches, strict=True)):
-                batch = attached.on_batch(collated.to(self.placement.device))
-                with self.placement.exchange(self._forward, last=index == len(parts) - 1):
+            for index, (part, piece) in enumerate(pieces):
+                batch = attached.on_batch(piece.to(self.placement.device))
+                with self.placement.exchange(self._forward, last=index == len(pieces) - 1):
                     with autocast(config.precision, self.placement.device), self._caches.serving(part.indices):
                         outputs = self._forward(**batch.inputs)
                     row_losses = self.loss_fn(logits_of(outputs).float(), _labels(batch))
@@ -292,6 +306,21 @@ class Loop:
                 self._skip_or_raise(total, norm, seen)
         self._record("train", **{name: values[name] for name in ("loss", "learning_rate", "grad_norm")})
         return values
+
+    def _halve_or_raise(self, rows: int, error: Exception) -> None:
+        """Have this and all further steps go through the model in half as many rows at a time."""
+        state, now = self.attached.state, math.ceil(rows / 2**self.kept.halvings)
+        message = f"step {state.step + 1} of stage {state.stage.name!r}: out of memory with {now} rows at a time"
+        if now == 1 or self.placement.processes > 1:
+            # Of several processes, one cannot tell the others in the middle of an exchange.
+            raise TrainingError(
+                f"{message}. Lower {'max_length' if now == 1 else 'batch_size'}, freeze more layers, or set "
+                f"precision='bfloat16'; the device said: {error}"
+            ) from error
+        self.kept.halvings += 1
+        message += f"; going on with {math.ceil(rows / 2**self.kept.halvings)}, the same rows in each optimizer step"
+        self._record("note", message=message)
+        _logger.warning(message)
 
     def _clip(self) -> float:
         """Scale the gradients down to the norm allowed, and return the norm they had."""

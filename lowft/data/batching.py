@@ -66,11 +66,41 @@ class Batch:
         """Return the number of rows."""
         return len(next(iter(self.inputs.values())))
 
+    def split(self, pieces: int) -> list[Batch]:
+        """Return the batch in so many pieces of about the same size, in order; in fewer where it has fewer rows.
+
+        Each piece is padded on the right no more than its own rows need.
+        """
+        pieces = min(pieces, len(self))
+        if pieces == 1:
+            return [self]
+        inputs = {name: tensor.tensor_split(pieces) for name, tensor in self.inputs.items()}
+        labels = self.labels.tensor_split(pieces) if self.labels is not None else [None] * pieces
+        rows = np.array_split(np.arange(len(self.rows)), pieces)
+        return [
+            replace(
+                self,
+                inputs=_trimmed({name: parts[piece] for name, parts in inputs.items()}),
+                labels=labels[piece],
+                rows=tuple(self.rows[index] for index in rows[piece]),
+            )
+            for piece in range(pieces)
+        ]
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
         labels = self.labels.to(device, non_blocking=True) if self.labels is not None else None
         return replace(self, inputs=inputs, labels=labels)
+
+
+def _trimmed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return inputs without the columns on the right that are padding in every row."""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return inputs
+    used = int(mask.any(dim=0).nonzero().max()) + 1
+    return {name: tensor[:, :used] if tensor.shape == mask.shape else tensor for name, tensor in inputs.items()}
 
 
 class BatchRandom(random.Random):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["MicroBatch", "epoch_batches", "plan_epoch"]
+__all__ = ["MicroBatch", "epoch_batches", "halved", "plan_epoch"]
 
 _WINDOWS_SORTED_TOGETHER = 50  # enough to leave little padding, few enough to keep the order random
 _LEAST_CHUNKS = 4  # else few rows would form the same batches in every epoch
@@ -87,6 +87,34 @@ def plan_epoch(
             step = [MicroBatch((int(window[0]),), 0.0)]
         steps.append(step)
     return steps
+
+
+def halved(part: MicroBatch, batch: Batch, times: int) -> list[tuple[MicroBatch, Batch]]:
+    """Return a micro-batch cut in half so many times over, each piece with its share of the step.
+
+    Args:
+        part: The rows that it was made of.
+        batch: The batch; it may hold more rows than `part`, where a strategy added copies.
+        times: How often to halve.
+
+    >>> batch = Batch({"input_ids": torch.ones(3, 2)}, rows=(7, 8, 9))
+    >>> [(part.indices, piece.rows) for part, piece in halved(MicroBatch((0, 1, 2), 0.6), batch, 1)]
+    [((0, 1), (7, 8)), ((2,), (9,))]
+    """
+    pieces = batch.split(2**times)
+    if len(pieces) == 1:
+        return [(part, batch)]
+    # With copies among them, the pieces hold other rows than the indices say, and nothing is cached by index.
+    own = np.array_split(np.array(part.indices), len(pieces)) if len(part.indices) == len(batch) else None
+    return [
+        (
+            MicroBatch(
+                part.indices if own is None else tuple(own[number].tolist()), part.share * len(piece) / len(batch)
+            ),
+            piece,
+        )
+        for number, piece in enumerate(pieces)
+    ]
 
 
 def epoch_batches(
