@@ -28,8 +28,21 @@ TEXTS = ["a dull and lazy film", "a warm , funny story about love", "plot"]
 
 
 def fits(name: str, arch: str) -> bool:
-    """Say whether an architecture has what a case trains: three have no bias below the head."""
-    return "biases" not in name or arch not in {"llama", "modernbert", "t5"}
+    """Say whether an architecture has what a case trains.
+
+    Three have no bias below the head. ALBERT's blocks share their weights: without the embeddings, the last stage has
+    nothing that the one before it had not.
+    """
+    if "biases" in name:
+        return arch not in {"llama", "modernbert", "t5"}
+    return not (arch == "albert" and "embeddings frozen" in name and "unfreeze" in name)
+
+
+@pytest.mark.parametrize("name", ["embeddings frozen + unfreeze", "unfreeze + embeddings frozen"])
+def test_stages_that_would_go_no_deeper_are_refused(name: str) -> None:
+    """What does not fit an architecture is an error before the training, and says which stages are alike."""
+    with pytest.raises(StrategyConflictError, match=r"'top 1 block' and 'all layers' the same layers"):
+        make_trainer(None, ALLOWED[name], "albert")
 
 
 def make_trainer(folder: Path | None, strategies: tuple[Strategy, ...], arch: str = "bert", **settings: Any) -> Trainer:
