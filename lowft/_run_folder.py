@@ -6,8 +6,20 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowft.checkpoint import Checkpoints, read_json, verify_folder, write_json
-from lowft.errors import CheckpointMismatchError
+from lowft._optimization import load_optimizer_, optimizer_tensors
+from lowft.checkpoint import (
+    Checkpoints,
+    load_tensors_,
+    model_tensors,
+    read_json,
+    read_tensors,
+    verify_folder,
+    write_json,
+    write_tensors,
+)
+from lowft.errors import CheckpointCorruptError, CheckpointMismatchError
+from lowft.history import History
+from lowft.results import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,11 +100,45 @@ class RunFolder:
             warnings.warn(message, stacklevel=6)
         if damaged:
             warnings.warn(f"the optimizer starts afresh: {damaged[0]}", stacklevel=6)
-        self.loop.read(folder, with_optimizer=not damaged)
+        _read(self.loop, folder, with_optimizer=not damaged)
 
     def _write(self, folder: Path) -> None:
-        self.loop.write(folder)
+        loop = self.loop
+        values, memory = loop.attached.state_dict()
+        write_tensors(folder / "model.safetensors", model_tensors(loop.attached.model))
+        write_tensors(folder / _MAY_START_AFRESH, optimizer_tensors(loop.optimizer, loop.attached.model))
+        write_tensors(folder / "best.safetensors", loop.kept.best)
+        write_tensors(folder / "before_stage.safetensors", loop.kept.before_stage)
+        write_tensors(folder / "memory.safetensors", memory)
+        write_json(folder / "state.json", {"attached": values, "kept": loop.kept.values()})
+        (folder / "history.json").write_text(loop.history.to_json(), "utf-8")
         write_json(folder / "run.json", self.identity)
+
+
+def _read(loop: Loop, folder: Path, *, with_optimizer: bool) -> None:
+    """Return the run to where a verified checkpoint was written, its optimizer too or that afresh."""
+    weights, memory = read_tensors(folder / "model.safetensors"), read_tensors(folder / "memory.safetensors")
+    moments = read_tensors(folder / _MAY_START_AFRESH) if with_optimizer else {}
+    best, before_stage = (read_tensors(folder / f"{name}.safetensors") for name in ("best", "before_stage"))
+    saved = read_json(folder / "state.json")
+    history = _read_history(folder / "history.json")
+    try:
+        kept = Kept(**saved["kept"], best=best, before_stage=before_stage)
+        loop.attached.load_state_dict(saved["attached"], memory)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointCorruptError(
+            f"{folder / 'state.json'} is not what this version of lowft writes: {type(error).__name__} {error}"
+        ) from error
+    load_tensors_(loop.attached.model, weights, folder)
+    load_optimizer_(loop.optimizer, loop.attached.model, moments)
+    loop.resume(kept, history)
+
+
+def _read_history(path: Path) -> History:
+    try:
+        return History.from_json(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointCorruptError(f"{path} is not a readable history ({error})") from error
 
 
 def _differences(saved: Any, own: Any, path: str = "") -> Iterator[str]:

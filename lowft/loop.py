@@ -13,12 +13,12 @@ from lowft._alignment import align_
 from lowft._choices import noise_wanted
 from lowft._inference import autocast, compute_logits, kept_modes, logits_of
 from lowft._memory import is_out_of_memory, release_memory
-from lowft._optimization import load_optimizer_, make_optimizer, optimizer_tensors, set_learning_rates_
+from lowft._optimization import make_optimizer, set_learning_rates_
 from lowft._randomness import seeded
 from lowft._stage_caches import StageCaches, fill_caches
-from lowft.checkpoint import load_tensors_, model_tensors, read_json, read_tensors, write_json, write_tensors
+from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.data.epochs import epoch_batches, halved, plan_epoch
-from lowft.errors import CheckpointCorruptError, ConfigError, NonFiniteError, TrainingError
+from lowft.errors import ConfigError, NonFiniteError, TrainingError
 from lowft.history import History
 from lowft.metrics import bootstrap_error
 from lowft.results import Kept, StepResult
@@ -26,7 +26,6 @@ from lowft.stages import Decision, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -141,36 +140,15 @@ class Loop:
         errors = bootstrap_error(measured, logits, labels) if wanted else {}
         return measured(logits, labels) | {f"{name}_noise": errors[name] for name in sorted(wanted & errors.keys())}
 
-    def write(self, folder: Path) -> None:
-        """Write everything that a resumed run needs into a folder."""
-        values, memory = self.attached.state_dict()
-        write_tensors(folder / "model.safetensors", model_tensors(self.attached.model))
-        write_tensors(folder / "optimizer.safetensors", optimizer_tensors(self.optimizer, self.attached.model))
-        write_tensors(folder / "best.safetensors", self.kept.best)
-        write_tensors(folder / "before_stage.safetensors", self.kept.before_stage)
-        write_tensors(folder / "memory.safetensors", memory)
-        write_json(folder / "state.json", {"attached": values, "kept": self.kept.values()})
-        (folder / "history.json").write_text(self.history.to_json(), "utf-8")
-
-    def read(self, folder: Path, *, with_optimizer: bool = True) -> None:
-        """Return to where `write` was called.
+    def resume(self, kept: Kept, history: History) -> None:
+        """Go on from a position that was loaded into what is attached.
 
         Args:
-            folder: A verified folder.
-            with_optimizer: Whether the optimizer goes on too; if not, it starts afresh.
+            kept: What the run kept to choose weights by.
+            history: What happened before.
         """
-        saved = read_json(folder / "state.json")
-        memory = read_tensors(folder / "memory.safetensors")
-        load_tensors_(self.attached.model, read_tensors(folder / "model.safetensors"), folder)
-        tensors = read_tensors(folder / "optimizer.safetensors") if with_optimizer else {}
-        load_optimizer_(self.optimizer, self.attached.model, tensors)
-        self.kept = Kept(
-            **saved["kept"],
-            best=read_tensors(folder / "best.safetensors"),
-            before_stage=read_tensors(folder / "before_stage.safetensors"),
-        )
-        self.history = _read_history(folder / "history.json")
-        self.attached.load_state_dict(saved["attached"], memory)
+        self.kept = kept
+        self.history = history
         self._enter()
 
     def _start_stage(self, index: int) -> None:
@@ -421,13 +399,6 @@ def _rows_not_finite(batch: Batch, losses: Tensor) -> set[int]:
     if losses.ndim == 0:
         return set() if losses.isfinite() else set(batch.rows)
     return {number for number, loss in zip(batch.rows, losses, strict=True) if not loss.isfinite()}
-
-
-def _read_history(path: Path) -> History:
-    try:
-        return History.from_json(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointCorruptError(f"{path} is not a readable history ({error})") from error
 
 
 def _labels(batch: Batch) -> Tensor:
