@@ -19,12 +19,13 @@ import lowft
 
 _VALIDATION = 530  # what 7,000 training and 1,000 test rows leave
 
+# The recipe was chosen on other draws (seeds 11 and 14) than those that it is measured on (seeds 0, 1 and 2).
 # The last weights count on both sides: 530 validation rows are too few to choose between stages by accuracy.
 FULL = lowft.TrainingConfig(epochs=2, learning_rate=1e-4, load_best_model_at_end=False, progress=False)
 STAGED = lowft.LayerwiseUnfreeze(
     (
-        lowft.Unfreeze(top=2, epochs=1, learning_rate=2e-4),
-        lowft.Unfreeze(top="all", epochs=1, learning_rate=1e-4, layer_decay=0.9),
+        lowft.Unfreeze(top=2, epochs=0.5, learning_rate=2e-4),
+        lowft.Unfreeze(top="all", epochs=1.7, learning_rate=2e-4, layer_decay=0.85),
     )
 )
 
