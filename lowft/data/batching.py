@@ -56,11 +56,13 @@ class Batch:
         inputs: What the model's forward takes, such as `input_ids: [batch, tokens]`.
         labels: `[batch]` class ids or numbers, `[batch, classes]` multi-hot, or None.
         rows: The numbers of the rows in the caller's data, for messages.
+        texts: What was tokenised, as changed by strategies: the text and the second text, or None, of each row.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None = None
     rows: tuple[int, ...] = ()
+    texts: tuple[tuple[str, str | None], ...] = ()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -74,17 +76,16 @@ class Batch:
         pieces = min(pieces, len(self))
         if pieces == 1:
             return [self]
-        inputs = {name: tensor.tensor_split(pieces) for name, tensor in self.inputs.items()}
-        labels = self.labels.tensor_split(pieces) if self.labels is not None else [None] * pieces
-        rows = np.array_split(np.arange(len(self.rows)), pieces)
+        bounds = [-(-len(self) * piece // pieces) for piece in range(pieces + 1)]  # larger pieces first
+        parts = [slice(start, end) for start, end in itertools.pairwise(bounds)]
         return [
-            replace(
-                self,
-                inputs=_trimmed({name: parts[piece] for name, parts in inputs.items()}),
-                labels=labels[piece],
-                rows=tuple(self.rows[index] for index in rows[piece]),
+            Batch(
+                _trimmed({name: tensor[part] for name, tensor in self.inputs.items()}),
+                self.labels[part] if self.labels is not None else None,
+                self.rows[part],
+                self.texts[part],
             )
-            for piece in range(pieces)
+            for part in parts
         ]
 
     def to(self, device: torch.device) -> Batch:
@@ -216,7 +217,12 @@ class TokenizedRows:
         labels = None
         if self.labels is not None:
             labels = torch.as_tensor(np.stack([example.label for example in examples]))
-        return Batch(self._pad(tokens), labels, tuple(self.rows.numbers[example.row] for example in examples))
+        return Batch(
+            self._pad(tokens),
+            labels,
+            tuple(self.rows.numbers[example.row] for example in examples),
+            tuple((example.text, example.pair) for example in examples),
+        )
 
     def _check_labels(self, examples: Sequence[Example]) -> None:
         bare = [example.row for example in examples if example.label is None]
