@@ -17,9 +17,11 @@ from lowft.augment import (
     SynonymReplacement,
     Translator,
 )
+from lowft.compress import make_student
 from lowft.config import TrainingConfig
 from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, split
 from lowft.data.batching import Batch, BatchRandom, Example
+from lowft.distillation import Teacher, distillation_loss
 from lowft.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -72,7 +74,7 @@ from lowft.report import Comparison
 from lowft.results import StepResult
 from lowft.stages import Decision, Gate, MinImprovement, Stage, Target, Verdict
 from lowft.state import State
-from lowft.strategies import Augment, LayerwiseUnfreeze, PartialFreeze, Unfreeze
+from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Unfreeze
 from lowft.strategy import Chain, Contract, Strategy, chain
 from lowft.trainer import Trainer
 
@@ -94,6 +96,7 @@ __all__ = [
     "Contract",
     "DataError",
     "Decision",
+    "Distill",
     "EvaluationReport",
     "Example",
     "Gate",
@@ -129,6 +132,7 @@ __all__ = [
     "StrategyConflictError",
     "SynonymReplacement",
     "Target",
+    "Teacher",
     "Trainer",
     "TrainingConfig",
     "TrainingError",
@@ -143,6 +147,7 @@ __all__ = [
     "compute_metrics",
     "cosine",
     "cross_entropy",
+    "distillation_loss",
     "evaluation_report",
     "few_shot",
     "find_layers",
@@ -155,6 +160,7 @@ __all__ = [
     "load",
     "load_model",
     "load_tokenizer",
+    "make_student",
     "mean_absolute_error",
     "mean_squared_error",
     "plot_histories",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lowft.data.labels import Task
     from lowft.strategy import Strategy
 
-__all__ = ["Parts", "name_classes_", "prepare"]
+__all__ = ["Parts", "choose_max_length", "name_classes_", "prepare"]
 
 _logger = logging.getLogger("lowft")
 
@@ -81,7 +81,7 @@ def prepare(  # noqa: PLR0913 - what a user may say about the data and the model
         model = load_model(source, labels=labels, revision=revision, new_head=new_head, seed=config.seed)
     _check_weights(model)
     align_(model)
-    max_length = _max_length(config, tokenizer, model)
+    max_length = choose_max_length(config, tokenizer, model)
     inputs = accepted_inputs(model, tokenizer)
 
     def tokenized(some: Rows, name: str) -> TokenizedRows:
@@ -155,7 +155,7 @@ def _check_weights(model: torch.nn.Module) -> None:
             )
 
 
-def _max_length(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> int:
+def choose_max_length(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> int:
     """Return the tokens after which a text is cut: the caller's choice, else the model's limit."""
     limits = [tokenizer.model_max_length] if tokenizer.model_max_length < _NO_LIMIT else []
     settings: Any = getattr(model, "config", None)

@@ -6,7 +6,10 @@ contracts refuse must be refused with a message that names both.
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,11 +22,11 @@ from lowft.data.batching import Batch, BatchRandom, Example
 from lowft.errors import StrategyConflictError
 from lowft.stages import Stage
 from lowft.state import State
-from lowft.strategies import Augment, LayerwiseUnfreeze, PartialFreeze, Unfreeze
+from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Unfreeze
 from lowft.strategy import Contract, Strategy
-from tests.tiny import WORDS, tiny_model
+from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 
-__all__ = ["ALLOWED", "REFUSED", "STRATEGIES", "AllHooks", "tiny_rows"]
+__all__ = ["ALLOWED", "REFUSED", "STRATEGIES", "AllHooks", "tiny_rows", "tiny_teacher"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,15 @@ class AllHooks(Strategy):
         return model
 
 
+def tiny_teacher(arch: str = "bert", seed: int = 9) -> str:
+    """Return the folder of a tiny classifier of two classes, which goes when the process ends."""
+    folder = tempfile.mkdtemp(prefix="lowft-teacher-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tiny_model(arch, seed=seed).save_pretrained(folder)
+    tiny_tokenizer(arch).save_pretrained(folder)
+    return folder
+
+
 STRATEGIES: dict[str, Strategy] = {
     "top": PartialFreeze(top=1),
     "head": PartialFreeze(top=0),
@@ -105,6 +117,7 @@ STRATEGIES: dict[str, Strategy] = {
         copies=2,
         probability=0.8,
     ),
+    "distill": Distill(tiny_teacher(), alpha=(0.9, 0.3), temperature=(4.0, 1.0)),
     "every hook": AllHooks(),
 }
 

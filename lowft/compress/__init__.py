@@ -1,5 +1,7 @@
-"""Compression of models: functions that prune, quantize and shrink, and the record of what they did."""
+"""Compression of models: functions that make one smaller, and the record of what they did."""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from lowft.compress.student import make_student
+
+__all__ = ["make_student"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lowft.strategies.augment import Augment
+from lowft.strategies.distill import Distill
 from lowft.strategies.layerwise_unfreeze import LayerwiseUnfreeze, Unfreeze
 from lowft.strategies.partial_freeze import PartialFreeze
 
-__all__ = ["Augment", "LayerwiseUnfreeze", "PartialFreeze", "Unfreeze"]
+__all__ = ["Augment", "Distill", "LayerwiseUnfreeze", "PartialFreeze", "Unfreeze"]
