@@ -50,10 +50,10 @@ class Distill(Strategy):
     2.0
     """
 
-    teacher: str | Sequence[str]
+    teacher: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     alpha: float | tuple[float, float] = 0.5
     temperature: float | tuple[float, float] = 2.0
-    teacher_weights: tuple[float, ...] | None = None
+    teacher_weights: Sequence[float] | None = None
     max_answers: int = 1_000_000
 
     def __post_init__(self) -> None:
@@ -75,9 +75,9 @@ class Distill(Strategy):
                 check_real(f"Distill.{name}", number, **bounds)
         if self.teacher_weights is not None:
             weights = self.teacher_weights
-            if not isinstance(weights, list | tuple) or len(weights) != len(self.teacher):
+            if not isinstance(weights, list | tuple) or len(weights) != len(given):
                 raise ConfigError(
-                    f"Distill.teacher_weights must be one number for each of the {len(self.teacher)} teachers; "
+                    f"Distill.teacher_weights must be one number for each of the {len(given)} teachers; "
                     f"received {weights!r}"
                 )
             for weight in weights:
@@ -95,7 +95,8 @@ class Distill(Strategy):
             )
         device = next(model.parameters()).device
         classes = [names[output] for output in sorted(names)]
-        setattr(model, _TEACHER, Teacher(self.teacher, classes, weights=self.teacher_weights, device=device))
+        sources: Any = self.teacher  # a tuple by now
+        setattr(model, _TEACHER, Teacher(sources, classes, weights=self.teacher_weights, device=device))
         return model
 
     def on_loss(self, loss: Tensor, outputs: Any, batch: Batch, state: State) -> Tensor:
