@@ -17,7 +17,7 @@ from lowft.augment import (
     SynonymReplacement,
     Translator,
 )
-from lowft.compress import make_student
+from lowft.compress import PruningReport, make_student, prune_
 from lowft.config import TrainingConfig
 from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, split
 from lowft.data.batching import Batch, BatchRandom, Example
@@ -74,7 +74,7 @@ from lowft.report import Comparison
 from lowft.results import StepResult
 from lowft.stages import Decision, Gate, MinImprovement, Stage, Target, Verdict
 from lowft.state import State
-from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Unfreeze
+from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Unfreeze
 from lowft.strategy import Chain, Contract, Strategy, chain
 from lowft.trainer import Trainer
 
@@ -116,6 +116,8 @@ __all__ = [
     "NonFiniteError",
     "PartialFreeze",
     "Predictor",
+    "Prune",
+    "PruningReport",
     "PunctuationInsertion",
     "RandomDeletion",
     "RandomInsertion",
@@ -165,6 +167,7 @@ __all__ = [
     "mean_squared_error",
     "plot_histories",
     "preview",
+    "prune_",
     "read_rows",
     "register",
     "registered",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lowft.compress.pruning import PruningReport, prune_
 from lowft.compress.student import make_student
 
-__all__ = ["make_student"]
+__all__ = ["PruningReport", "make_student", "prune_"]

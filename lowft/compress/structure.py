@@ -31,9 +31,9 @@ def record_(model: torch.nn.Module, kind: str, plan: Mapping[str, Any]) -> None:
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 2)
-    >>> record_(model, "prune", {"neurons": {"0": 8}})
+    >>> record_(model, "widths", {"widths": {"0": 8}})
     >>> structure_of(model)
-    [{'kind': 'prune', 'plan': {'neurons': {'0': 8}}}]
+    [{'kind': 'widths', 'plan': {'widths': {'0': 8}}}]
     """
     setattr(model, _ATTRIBUTE, [*structure_of(model), {"kind": kind, "plan": dict(plan)}])
 
@@ -57,6 +57,13 @@ def rebuild_(model: torch.nn.Module, structure: Sequence[Mapping[str, Any]], sou
     for entry in structure:
         if not isinstance(entry, dict) or not isinstance(entry.get("plan"), dict):
             raise CheckpointCorruptError(f"{source}: not an entry of a structure: {entry!r}")
-        match entry.get("kind"):
-            case kind:
-                raise CheckpointCorruptError(f"{source}: a structure of the kind {kind!r} is unknown to this lowft")
+        if entry.get("kind") != "widths":
+            raise CheckpointCorruptError(f"{source}: a structure of the kind {entry.get('kind')!r} is unknown here")
+        from lowft.compress.feed_forward import rebuild_widths_
+
+        try:
+            rebuild_widths_(model, entry["plan"])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointCorruptError(
+                f"{source}: its structure does not fit the model of its config: {type(error).__name__} {error}"
+            ) from error
