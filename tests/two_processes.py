@@ -120,7 +120,7 @@ def a_save_fails(found: Found, folder: Path) -> None:
 
     trainer = tiny_trainer(output_dir=folder / "full", save_steps=2)
     if RANK == 0:
-        trainer._loop.attached.state_dict = full  # type: ignore[method-assign]
+        trainer._loop.attached.state_dict = full  # type: ignore[assignment, method-assign]
     found.keep("save", trainer, failure=_failure(trainer.fit))
 
 

@@ -171,6 +171,8 @@ def rebuild_widths_(model: nn.Module, plan: Mapping[str, Any]) -> None:
     """Give the blocks of a model of the config the widths of a plan; which neurons are left does not matter."""
     parts = {part.block: part for part in find_feed_forwards(model)}
     for block, width in plan["widths"].items():
+        if not 0 < width <= parts[block].width:
+            raise ValueError(f"{block} has {parts[block].width} neurons, and cannot be cut to {width}")
         cut_neurons_(model, parts[block], torch.arange(width))
 
 

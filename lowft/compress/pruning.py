@@ -17,7 +17,7 @@ from lowft.compress.feed_forward import FeedForward, column_sums, cut_neurons_, 
 from lowft.compress.structure import record_, structure_of
 from lowft.errors import ConfigError
 
-__all__ = ["Importance", "PruningReport", "Scope", "check_pruning", "choose_neurons", "cut_", "prune_", "widths_of"]
+__all__ = ["Importance", "PruningReport", "Scope", "check_pruning", "choose_neurons", "cut_", "prune_"]
 
 Importance = Literal["magnitude", "taylor", "fisher", "random"]
 Scope = Literal["layer", "global"]
@@ -179,17 +179,6 @@ def cut_(model: nn.Module, parts: Sequence[FeedForward], kept: Sequence[Tensor])
         record_(model, "widths", {"widths": after})
     left = sum(parameter.numel() for parameter in model.parameters())
     return PruningReport(before, after, size, left, plain)
-
-
-def widths_of(model: nn.Module) -> dict[str, int]:
-    """Return the feed-forward neurons of each block.
-
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32)
-    >>> widths_of(BertForSequenceClassification(config))
-    {'bert.encoder.layer.0': 32, 'bert.encoder.layer.1': 32}
-    """
-    return {part.block: part.width for part in find_feed_forwards(model)}
 
 
 def _config_says(model: Any, before: set[int], after: set[int]) -> bool:
