@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 
 import lowft
 from lowft import demo
@@ -178,27 +179,28 @@ def test_ctrl_c_ends_the_demo(
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "accelerator", "precision"),
-    [
-        ({"avx512_bf16": True, "amx_bf16": False}, False, "bfloat16"),
-        ({"avx512_bf16": True, "amx_bf16": True}, False, "bfloat16"),
-        ({"avx512_bf16": True}, True, "float32"),
-        ({"avx512_bf16": False}, False, "float32"),
-        ({"neon": True}, False, "float32"),
-    ],
+    ("speed_up", "accelerator", "precision"),
+    [(1.9, False, "bfloat16"), (1.9, True, "float32"), (1.1, False, "float32"), (0.5, False, "float32")],
 )
 def test_precision_follows_the_machine(
-    capabilities: dict[str, bool],
+    speed_up: float,
     accelerator: bool,
     precision: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """bfloat16 is chosen only on a CPU that has instructions for it, and the output says what was chosen."""
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    """bfloat16 is chosen only on a CPU that proves faster in it, and the output says what was chosen."""
+    seconds = {torch.float32: 1.0, torch.bfloat16: 1 / speed_up}
+    monkeypatch.setattr(demo, "_seconds_of_a_product", seconds.__getitem__)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: accelerator)
     assert demo._faster_precision() == precision
     assert capsys.readouterr().out.startswith(f"Precision: {precision}")
+
+
+def test_a_product_takes_time() -> None:
+    """The measurement itself gives seconds, in either precision."""
+    assert 0 < demo._seconds_of_a_product(torch.float32) < 10
+    assert 0 < demo._seconds_of_a_product(torch.bfloat16) < 10
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
