@@ -25,7 +25,7 @@ SCHEDULE = (Unfreeze(top=0, epochs=1), Unfreeze(top=1, epochs=1), Unfreeze(top="
 
 
 @dataclass(frozen=True)
-class Shrink(Strategy):
+class AppendStage(Strategy):
     """Appends a stage, and spoils the model at its start as pruning would."""
 
     contract: ClassVar[Contract] = Contract(provides=frozenset({"shapes"}))
@@ -58,7 +58,7 @@ def stages_run(trainer: Trainer) -> list[str]:
 
 def test_a_stage_that_must_run_does_so_after_a_gate_ended_the_training() -> None:
     """The target is met at once: the deeper stages are left out, the compressing one is not."""
-    trainer = make_trainer(None, (LayerwiseUnfreeze(SCHEDULE, target=0.0), Shrink()))
+    trainer = make_trainer(None, (LayerwiseUnfreeze(SCHEDULE, target=0.0), AppendStage()))
     trainer.fit()
     assert stages_run(trainer) == ["head", "shrink"]
     assert [record["decision"] for record in trainer.history.filter("stage")] == ["stop", "end"]
@@ -66,7 +66,7 @@ def test_a_stage_that_must_run_does_so_after_a_gate_ended_the_training() -> None
 
 def test_without_the_mark_it_is_left_out() -> None:
     """Negative control: an ordinary stage does not run after the end."""
-    trainer = make_trainer(None, (LayerwiseUnfreeze(SCHEDULE, target=0.0), Shrink(always=False)))
+    trainer = make_trainer(None, (LayerwiseUnfreeze(SCHEDULE, target=0.0), AppendStage(always=False)))
     trainer.fit()
     assert stages_run(trainer) == ["head"]
 
@@ -74,7 +74,7 @@ def test_without_the_mark_it_is_left_out() -> None:
 @pytest.mark.parametrize("step", [3, 5, 7])
 def test_a_run_resumes_on_both_sides_of_the_end(step: int, tmp_path: Path) -> None:
     """Resumed in the stage that a gate ends or in the one that runs in any case, a run ends the same."""
-    strategies = (LayerwiseUnfreeze(SCHEDULE, target=0.0), Shrink())
+    strategies = (LayerwiseUnfreeze(SCHEDULE, target=0.0), AppendStage())
     whole = make_trainer(tmp_path / "whole", strategies)
     whole.fit()
     shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "again" / f"checkpoint-{step}")
@@ -86,7 +86,7 @@ def test_a_run_resumes_on_both_sides_of_the_end(step: int, tmp_path: Path) -> No
 
 def test_a_hand_written_loop_sees_the_same_stages() -> None:
     """Iteration over attached strategies skips to the stages that run in any case."""
-    run = attach(tiny_model("bert"), [LayerwiseUnfreeze(SCHEDULE, target=0.5), Shrink()])
+    run = attach(tiny_model("bert"), [LayerwiseUnfreeze(SCHEDULE, target=0.5), AppendStage()])
     seen = []
     for stage in run:
         seen.append(stage.name)
@@ -106,7 +106,7 @@ def test_forgotten_weights_do_not_come_back(forgets: bool) -> None:
         tiny_model("bert"),
         tiny_rows(),
         tiny_rows(8, seed=1),
-        strategies=[Shrink(forgets=forgets)],
+        strategies=[AppendStage(forgets=forgets)],
         tokenizer=tiny_tokenizer("bert"),
         config=TrainingConfig(
             epochs=2, device="cpu", progress=False, metric_for_best_model="pain", greater_is_better=False
@@ -119,5 +119,5 @@ def test_forgotten_weights_do_not_come_back(forgets: bool) -> None:
 
 def test_parameters_that_a_strategy_adds_are_trained() -> None:
     """What trains is read off the model that the strategies made, not off the one they were given."""
-    run = attach(tiny_model("bert"), [Shrink()])
+    run = attach(tiny_model("bert"), [AppendStage()])
     assert "helper.weight" in run.trained

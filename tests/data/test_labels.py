@@ -33,7 +33,7 @@ few_words = st.sampled_from(["red", "green", "blue"])
         (torch.tensor([2, 1]), SINGLE, (1, 2)),
         (pd.Series(["x", "y"], dtype="category"), SINGLE, ("x", "y")),
         ([["b"], ["a", "b"], []], MULTI, ("a", "b")),
-        ([("b",), {"a", "b"}], MULTI, ("a", "b")),
+        pytest.param([("b",), {"a", "b"}], MULTI, ("a", "b"), id="tuples and sets"),
         ([[3], [1, 3]], MULTI, (1, 3)),
         ([[0], [1]], MULTI, (0, 1)),
         ([[0, 1, 0], [1, 1, 0]], MULTI, (0, 1, 2)),
