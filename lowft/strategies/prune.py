@@ -111,11 +111,12 @@ class Prune(Strategy):
         setattr(model, _PARTS, parts)
         return model
 
-    def stages(self, stages: tuple[Stage, ...], model: torch.nn.Module) -> tuple[Stage, ...]:  # noqa: ARG002
+    def stages(self, stages: tuple[Stage, ...], model: torch.nn.Module) -> tuple[Stage, ...]:
         """Append the stage in which neurons are shut."""
         if self.when == "start":
             return stages
         last = stages[-1]
+        self._check_gradients(model, last.trainable)
         own = dataclasses.replace(
             last,
             name=_STAGE,
@@ -132,8 +133,8 @@ class Prune(Strategy):
         if state.stage.name != _STAGE or self.when == "start":
             return
         parts = _parts_of(state.model)
-        if self.scope == "global" and self.importance in {"taylor", "fisher"}:
-            _check_gradients(state.model, parts, self.importance)
+        # Once more: a strategy after this one may have narrowed what trains.
+        self._check_gradients(state.model, state.stage.trainable)
         if self.importance != "magnitude":
             # Drawn here, where every process draws the same.
             drawn = self.importance == "random"
@@ -176,6 +177,23 @@ class Prune(Strategy):
         cut_(model, parts, kept)
         return model
 
+    def _check_gradients(self, model: torch.nn.Module, trainable: frozenset[str] | None) -> None:
+        """Refuse to compare blocks with gradients to blocks without."""
+        if self.scope == "layer" or self.importance not in {"taylor", "fisher"}:
+            return
+        parameters = dict(model.named_parameters())
+        frozen = []
+        for part in _parts_of(model):
+            name = f"{part.reads}.weight"
+            if not (parameters[name].requires_grad if trainable is None else name in trainable):
+                frozen.append(part.block)
+        if frozen:
+            raise ConfigError(
+                f"Prune(importance={self.importance!r}, scope='global') compares neurons of all blocks by their "
+                f"gradients, and {', '.join(frozen)} do not train: set scope='layer' or importance='magnitude', or let "
+                f"all blocks train"
+            )
+
     def _progress(self, state: State) -> float:
         """Return how much of the pruning is done in this step, from above 0 to 1: 1 − (1 − t)³."""
         steps = max(1, round(self.ramp * state.stage_steps))
@@ -201,13 +219,3 @@ class Prune(Strategy):
 def _parts_of(model: torch.nn.Module) -> tuple[FeedForward, ...]:
     parts: tuple[FeedForward, ...] = getattr(model, _PARTS)
     return parts
-
-
-def _check_gradients(model: torch.nn.Module, parts: tuple[FeedForward, ...], importance: str) -> None:
-    """Refuse to compare blocks with gradients to blocks without."""
-    frozen = [part.block for part in parts if not model.get_submodule(part.reads).get_parameter("weight").requires_grad]
-    if frozen:
-        raise ConfigError(
-            f"Prune(importance={importance!r}, scope='global') compares neurons of all blocks by their gradients, and "
-            f"{', '.join(frozen)} do not train: set scope='layer' or importance='magnitude', or let all blocks train"
-        )

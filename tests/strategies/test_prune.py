@@ -119,9 +119,13 @@ def test_frozen_blocks_are_pruned_by_magnitude() -> None:
 
 
 def test_gradients_of_some_blocks_are_not_compared_with_none_of_others() -> None:
-    """In the whole model only like is compared with like."""
-    trainer = tiny_trainer(strategies=[PartialFreeze(top=1), Prune(0.5, scope="global")])
-    with pytest.raises(ConfigError, match=r"layer\.0, bert\.encoder\.layer\.1 do not train: set scope='layer'"):
+    """In the whole model only like is compared with like; where the order allows, that is said before the training."""
+    freeze, prune = PartialFreeze(top=1), Prune(0.5, scope="global")
+    message = r"layer\.0, bert\.encoder\.layer\.1 do not train: set scope='layer'"
+    with pytest.raises(ConfigError, match=message):
+        tiny_trainer(strategies=[freeze, prune])
+    trainer = tiny_trainer(strategies=[prune, freeze])
+    with pytest.raises(ConfigError, match=message):
         trainer.fit()
 
 
