@@ -178,6 +178,7 @@ class Stage:
         gates: Asked in turn when the stage has ended; the first that does not say `CONTINUE` decides.
         always: Run the stage even if a gate before it has ended the training: one that makes the model what will be
             deployed, such as pruning, is not to be left out because an earlier stage was good enough.
+        rows: Training rows, where they are known, for strategies that plan by them.
 
     Raises:
         ConfigError: A value outside its range.
@@ -195,11 +196,14 @@ class Stage:
     max_steps: int | None = None
     gates: tuple[Gate, ...] = ()
     always: bool = False
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
         check_text("Stage.name", self.name)
         check_flag("Stage.always", self.always)
+        if self.rows is not None:
+            check_whole("Stage.rows", self.rows, least=1)
         check_pace(self)
         if self.trainable is not None:
             if isinstance(self.trainable, str) or not isinstance(self.trainable, Collection):

@@ -27,6 +27,7 @@ from lowft.models import layer_table
 from lowft.predictor import Predictor
 from lowft.registry import to_dict
 from lowft.results import StepResult
+from lowft.stages import Stage
 from lowft.strategy import chain_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from lowft.data.labels import Labels, Task
     from lowft.history import History
     from lowft.losses import Loss
-    from lowft.stages import Stage
     from lowft.strategy import Strategy
 
 __all__ = ["Trainer"]
@@ -138,7 +138,7 @@ class Trainer:
         name_classes_(parts.model, parts.labels)
         parts.model.to(self._placement.device)
         with seeded(self.config.seed):
-            attached = attach(parts.model, [strategy])
+            attached = attach(parts.model, [strategy], stage=Stage(rows=len(parts.train_rows)))
         check_gates(attached.stages, parts, custom=metrics is not None)
 
         def measure(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float]:

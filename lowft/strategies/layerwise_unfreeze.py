@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerwiseUnfreeze", "Unfreeze"]
 
+_FEW_ROWS = 1000  # with fewer, what a random head sends back would spoil the layers before it has learnt
 _DEFAULT_SHARES = (1 / 3, 2 / 3)  # of the blocks, before the stage that trains everything
 
 
@@ -70,7 +71,9 @@ class LayerwiseUnfreeze(Strategy):
 
     Args:
         schedule: Settings of each stage, from shallow to deep; None makes three: a third of the blocks, two
-            thirds, and everything.
+            thirds, and everything. With fewer than 1,000 training rows the head alone comes before them: gradients
+            through a head that knows nothing yet spoil the layers below (Kumar et al. 2022,
+            https://arxiv.org/abs/2202.10054).
         target: Value of the metric at which training ends; None goes through all stages.
         min_improvement: A stage that improves the metric by less is undone, and training ends; "noise" is one standard
             error of the metric on the validation rows; None keeps whatever is best and goes on.
@@ -130,9 +133,12 @@ class LayerwiseUnfreeze(Strategy):
             )
         layers = find_layers(model)
         (stage,) = stages
-        made = tuple(self._stage(part, stage, model, layers) for part in self.schedule or _default_schedule(layers))
+        made = tuple(self._stage(part, stage, model, layers) for part in self._schedule(stage, layers))
         made = self._without_idle(made)
         return made if stage.trainable is None else narrow(made, stage.trainable, self.name)
+
+    def _schedule(self, stage: Stage, layers: Layers) -> tuple[Unfreeze, ...]:
+        return tuple(self.schedule) if self.schedule else _default_schedule(layers, stage.rows)
 
     def _stage(self, part: Unfreeze, stage: Stage, model: torch.nn.Module, layers: Layers) -> Stage:
         top = layers.num_blocks if part.top == "all" else part.top
@@ -160,9 +166,10 @@ class LayerwiseUnfreeze(Strategy):
         return gates
 
 
-def _default_schedule(layers: Layers) -> tuple[Unfreeze, ...]:
+def _default_schedule(layers: Layers, rows: int | None) -> tuple[Unfreeze, ...]:
     tops = sorted({max(1, round(layers.num_blocks * share)) for share in _DEFAULT_SHARES})
-    return (*(Unfreeze(top=top) for top in tops), Unfreeze(top="all"))
+    head = [0] if rows is not None and rows < _FEW_ROWS else []
+    return (*(Unfreeze(top=top) for top in [*head, *tops]), Unfreeze(top="all"))
 
 
 def _name(top: int | Literal["all"]) -> str:

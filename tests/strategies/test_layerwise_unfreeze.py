@@ -231,3 +231,16 @@ def test_a_stage_within_the_noise_is_undone(rate: float, decision: str) -> None:
     trainer.fit()
     assert all(record["eval_loss_noise"] > 0 for record in trainer.history.filter("evaluate"))
     assert trainer.history.filter("stage")[1]["decision"] == decision
+
+
+@pytest.mark.parametrize(("rows", "first"), [(999, "head"), (1000, "top 1 block"), (None, "top 1 block")])
+def test_few_rows_begin_with_the_head(rows: int | None, first: str) -> None:
+    """Where rows are few, the default stages let the head learn before anything else moves."""
+    stages = stages_of(LayerwiseUnfreeze(), tiny_model("bert"), Stage(rows=rows))
+    assert stages[0].name == first
+    assert [stage.name for stage in stages[-2:]] == ["top 2 blocks", "all layers"]
+
+
+def test_the_trainer_tells_how_many_rows_there_are() -> None:
+    """Fourteen rows are few."""
+    assert make_trainer(None, (LayerwiseUnfreeze(),))._loop.attached.stages[0].name == "head"
