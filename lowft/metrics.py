@@ -158,7 +158,7 @@ def bootstrap_error(
     >>> labels = np.arange(100) % 2
     >>> logits = np.eye(2)[np.where(np.arange(100) < 80, labels, 1 - labels)]  # 80 of 100 right
     >>> measure = lambda logits, labels: {"accuracy": float((logits.argmax(1) == labels).mean())}
-    >>> round(bootstrap_error(measure, logits, labels)["accuracy"], 2)
+    >>> round(bootstrap_error(measure, logits, labels, resamples=1000)["accuracy"], 2)
     0.04
     """
     check_whole("resamples", resamples, least=2)
