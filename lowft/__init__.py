@@ -17,7 +17,15 @@ from lowft.augment import (
     SynonymReplacement,
     Translator,
 )
-from lowft.compress import PruningReport, make_student, prune_
+from lowft.compress import (
+    PruningReport,
+    QuantizationReport,
+    SensitivityTable,
+    make_student,
+    prune_,
+    quantization_sensitivity,
+    quantize_,
+)
 from lowft.config import TrainingConfig
 from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, split
 from lowft.data.batching import Batch, BatchRandom, Example
@@ -74,7 +82,7 @@ from lowft.report import Comparison
 from lowft.results import StepResult
 from lowft.stages import Decision, Gate, MinImprovement, Stage, Target, Verdict
 from lowft.state import State
-from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Unfreeze
+from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
 from lowft.strategy import Chain, Contract, Strategy, chain
 from lowft.trainer import Trainer
 
@@ -119,12 +127,15 @@ __all__ = [
     "Prune",
     "PruningReport",
     "PunctuationInsertion",
+    "QuantizationReport",
+    "Quantize",
     "RandomDeletion",
     "RandomInsertion",
     "RandomMasking",
     "RandomSwap",
     "Rows",
     "Selection",
+    "SensitivityTable",
     "Seq2SeqTranslator",
     "Splits",
     "Stage",
@@ -168,6 +179,8 @@ __all__ = [
     "plot_histories",
     "preview",
     "prune_",
+    "quantization_sensitivity",
+    "quantize_",
     "read_rows",
     "register",
     "registered",

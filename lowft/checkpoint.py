@@ -7,6 +7,7 @@ lists: nothing in a folder can make lowft run code or read outside it.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -62,6 +63,7 @@ def commit_folder(target: Path, write: Callable[[Path], None], *, unlisted: Coll
     """
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     replaced = target.parent / f".{target.name}.replaced-{os.getpid()}"
+    _bring_back(target)
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had the same number
         partial.mkdir(parents=True)
@@ -84,7 +86,17 @@ def commit_folder(target: Path, write: Callable[[Path], None], *, unlisted: Coll
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():  # else it is all there is
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _bring_back(target: Path) -> None:
+    """Undo what a process left behind that was killed when the older folder had gone and the newer not yet come."""
+    if target.exists():
+        return
+    leftovers = sorted(target.parent.glob(f".{glob.escape(target.name)}.replaced-*"), key=lambda it: it.stat().st_mtime)
+    if leftovers:
+        leftovers[-1].rename(target)
 
 
 def verify_folder(folder: Path, *, optional: Collection[str] = ()) -> list[str]:

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from lowft.compress.pruning import PruningReport, prune_
+from lowft.compress.quantization import QuantizationReport, SensitivityTable, quantization_sensitivity, quantize_
 from lowft.compress.student import make_student
 
-__all__ = ["PruningReport", "make_student", "prune_"]
+__all__ = [
+    "PruningReport",
+    "QuantizationReport",
+    "SensitivityTable",
+    "make_student",
+    "prune_",
+    "quantization_sensitivity",
+    "quantize_",
+]

@@ -24,7 +24,9 @@ __all__ = [
     "cut_neurons_",
     "find_feed_forwards",
     "gate_of",
+    "is_conv1d",
     "magnitudes",
+    "out_first",
     "rebuild_widths_",
     "remove_gates_",
 ]
@@ -110,9 +112,9 @@ def magnitudes(model: nn.Module, part: FeedForward) -> Tensor:
     """Return the L2 norm of all weights of each neuron, `[width]`, on the CPU."""
     squares = torch.zeros(part.width)
     for name in part.computes:
-        rows = _out_first(model.get_submodule(name)).float().square().sum(dim=1).cpu()
+        rows = out_first(model.get_submodule(name)).float().square().sum(dim=1).cpu()
         squares += rows.view(-1, part.width).sum(dim=0)
-    squares += _out_first(model.get_submodule(part.reads)).float().square().sum(dim=0).cpu()
+    squares += out_first(model.get_submodule(part.reads)).float().square().sum(dim=0).cpu()
     return squares.sqrt()
 
 
@@ -130,7 +132,7 @@ def column_sums(model: nn.Module, part: FeedForward, gradient: Tensor) -> Tensor
     """
     reads = model.get_submodule(part.reads)
     product = (reads.weight * gradient).float()  # type: ignore[operator]
-    return product.sum(dim=1 if _is_conv1d(reads) else 0).cpu()
+    return product.sum(dim=1 if is_conv1d(reads) else 0).cpu()
 
 
 @torch.no_grad()
@@ -146,7 +148,7 @@ def cut_neurons_(model: nn.Module, part: FeedForward, kept: Tensor) -> None:
 
 def _keep_(module: nn.Module, kept: Tensor, *, outputs: bool) -> None:
     trains = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
-    if _is_conv1d(module):
+    if is_conv1d(module):
         # torch-pruning 1.6 does not know GPT-2's Conv1D, whose weight is [inputs, outputs].
         names = ("weight", "bias") if outputs else ("weight",)
         for name in names:
@@ -176,21 +178,21 @@ def rebuild_widths_(model: nn.Module, plan: Mapping[str, Any]) -> None:
         cut_neurons_(model, parts[block], torch.arange(width))
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"
+def is_conv1d(module: nn.Module) -> bool:
+    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_conv1d(module)
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
     """Return a linear layer's inputs and outputs."""
     rows, columns = module.get_parameter("weight").shape
-    return (rows, columns) if _is_conv1d(module) else (columns, rows)
+    return (rows, columns) if is_conv1d(module) else (columns, rows)
 
 
-def _out_first(module: nn.Module) -> Tensor:
+def out_first(module: nn.Module) -> Tensor:
     """Return a linear layer's weight, `[outputs, inputs]`."""
     weight = module.get_parameter("weight")
-    return weight.T if _is_conv1d(module) else weight
+    return weight.T if is_conv1d(module) else weight

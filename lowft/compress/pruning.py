@@ -121,7 +121,9 @@ def prune_(
         scores = [torch.rand(part.width, generator=generator) for part in parts]
     else:
         scores = _gradient_scores(model, parts, batches or (), squared=importance == "fisher")
-    kept = choose_neurons(scores, neurons, scope=scope, multiple_of=multiple_of, relative=importance == "magnitude")
+    if importance == "magnitude":
+        scores = by_mean(scores)
+    kept = choose_neurons(scores, neurons, scope=scope, multiple_of=multiple_of)
     return cut_(model, parts, kept)
 
 
@@ -133,8 +135,13 @@ def check_pruning(owner: str, *, neurons: float, importance: str, scope: str, mu
     check_whole(f"{owner}: multiple_of", multiple_of, least=1)
 
 
+def by_mean(scores: Sequence[Tensor]) -> list[Tensor]:
+    """Return each layer's scores divided by their mean: weights of one layer may be larger than all of another's."""
+    return [values / values.mean().clamp_min(1e-30) for values in scores]
+
+
 def choose_neurons(
-    scores: Sequence[Tensor], share: float, *, scope: Scope = "layer", multiple_of: int = 1, relative: bool = False
+    scores: Sequence[Tensor], share: float, *, scope: Scope = "layer", multiple_of: int = 1
 ) -> list[Tensor]:
     """Return the numbers of the neurons to keep in each layer, rising.
 
@@ -143,7 +150,6 @@ def choose_neurons(
         share: Share of all neurons to cut.
         scope: Whether they compete within their layer or in the whole model.
         multiple_of: Layers keep a multiple of this, and at least so many, where they are as wide.
-        relative: Whether scores of different layers can be compared only after division by the layer's mean.
 
     >>> choose_neurons([torch.tensor([3.0, 1.0, 2.0, 4.0])], 0.5)
     [tensor([0, 3])]
@@ -151,8 +157,7 @@ def choose_neurons(
     if scope == "layer":
         counts = [(1 - share) * len(values) for values in scores]
     else:
-        comparable = [values / values.mean().clamp_min(1e-30) if relative else values for values in scores]
-        every = torch.cat(comparable)
+        every = torch.cat(list(scores))
         best = every.argsort(descending=True, stable=True)[: round((1 - share) * len(every))]
         chosen = torch.zeros(len(every), dtype=torch.bool)
         chosen[best] = True

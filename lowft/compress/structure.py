@@ -57,12 +57,14 @@ def rebuild_(model: torch.nn.Module, structure: Sequence[Mapping[str, Any]], sou
     for entry in structure:
         if not isinstance(entry, dict) or not isinstance(entry.get("plan"), dict):
             raise CheckpointCorruptError(f"{source}: not an entry of a structure: {entry!r}")
-        if entry.get("kind") != "widths":
-            raise CheckpointCorruptError(f"{source}: a structure of the kind {entry.get('kind')!r} is unknown here")
         from lowft.compress.feed_forward import rebuild_widths_
+        from lowft.compress.quantization import rebuild_quantized_
 
+        rebuild = {"widths": rebuild_widths_, "quantized": rebuild_quantized_}.get(str(entry.get("kind")))
+        if rebuild is None:
+            raise CheckpointCorruptError(f"{source}: a structure of the kind {entry.get('kind')!r} is unknown here")
         try:
-            rebuild_widths_(model, entry["plan"])
+            rebuild(model, entry["plan"])
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointCorruptError(
                 f"{source}: its structure does not fit the model of its config: {type(error).__name__} {error}"

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Trace"]
+__all__ = ["Trace", "used_by_others"]
 
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call] # its __init_subclass__ has no types
@@ -54,21 +54,12 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call] # its __init_su
         return func(*args, **(kwargs or {}))
 
     def _run(self, model: nn.Module) -> None:
-        modes = [(module, module.training) for module in model.modules()]
-        device = next(model.parameters()).device
-        handles: list[RemovableHandle] = []
+        handles = list(self._watch(model))
         try:
-            handles += self._watch(model)
-            model.eval()
-            forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-            # A model may refuse the made-up input in any way; whether enough was seen is checked afterwards.
-            with contextlib.suppress(Exception), forked, torch.no_grad(), self:
-                _run_once(model, device)
+            _watched_run(model, self)  # whether enough was seen is checked afterwards
         finally:
             for handle in handles:
                 handle.remove()
-            for module, training in modes:
-                module.training = training
 
     def _watch(self, model: nn.Module) -> Iterator[RemovableHandle]:
         for name, block in self.blocks.items():
@@ -94,6 +85,66 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call] # its __init_su
             self.plain[name] = len(self.order)
 
         return module.register_forward_pre_hook(note)
+
+
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call] # its __init_subclass__ has no types
+    """One tiny forward pass that records which weights are used while the module that owns them does not run."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[str] = set()
+        self._owners: dict[int, list[str]] = {}
+        self._running: dict[int, int] = {}
+        for name, module in modules.items():
+            self._owners.setdefault(id(module.weight), []).append(name)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for value in tree_iter((args, kwargs)):
+            if isinstance(value, nn.Parameter) and id(value) in self._owners and not self._running.get(id(value)):
+                self.found.update(self._owners[id(value)])
+        return func(*args, **(kwargs or {}))
+
+    def enter(self, module: nn.Module, *_: Any) -> None:
+        self._running[id(module.weight)] = self._running.get(id(module.weight), 0) + 1
+
+    def leave(self, module: nn.Module, *_: Any) -> None:
+        self._running[id(module.weight)] -= 1
+
+
+def used_by_others(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
+    """Return the names of those modules whose weight the model reads without calling them.
+
+    Such a module cannot be replaced: DeBERTa, for one, normalises the weight of its relative positions.
+
+    Args:
+        model: The model; one that cannot be run on a made-up text is taken to call all its modules.
+        modules: Modules of it that have a `weight`.
+    """
+    uses = _Uses(modules)
+    handles = [module.register_forward_pre_hook(uses.enter) for module in modules.values()]
+    handles += [module.register_forward_hook(uses.leave) for module in modules.values()]
+    try:
+        _watched_run(model, uses)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return uses.found
+
+
+def _watched_run(model: nn.Module, watch: TorchDispatchMode) -> None:
+    """Run a model once while each tensor operation is watched; its modes and the random state stay as they are."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    try:
+        model.eval()
+        with contextlib.suppress(Exception), forked, torch.no_grad(), watch:  # it may refuse made-up input in any way
+            _run_once(model, device)
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _run_once(model: nn.Module, device: torch.device) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "preview",
     "set_train_mode_",
     "set_trainable_",
+    "similar",
     "trainable_names",
 ]
 
@@ -206,7 +207,7 @@ def set_trainable_(model: nn.Module, names: Collection[str]) -> None:
     named = dict(model.named_parameters(remove_duplicate=False))
     for name in names:
         if name not in named:
-            raise ModelError(f"{type(model).__name__} has no parameter {name!r}.{_similar(name, named)}")
+            raise ModelError(f"{type(model).__name__} has no parameter {name!r}.{similar(name, named)}")
         if not _can_train(named[name]):
             raise ModelError(f"{name} holds {named[name].dtype} and cannot train: leave it out of names.")
     training = {named[name] for name in names}
@@ -297,11 +298,11 @@ def _matches(setting: str, pattern: str, places: Iterable[_Place]) -> set[_Place
     found = {p for p in places if any(fits(prefix) for name in p.names for prefix in prefixes(name))}
     if not found:
         names = [name for place in places for name in place.names]
-        raise ConfigError(f"{setting}={pattern!r} matches no parameter and no module.{_similar(pattern, names)}")
+        raise ConfigError(f"{setting}={pattern!r} matches no parameter and no module.{similar(pattern, names)}")
     return found
 
 
-def _similar(wanted: str, names: Iterable[str]) -> str:
+def similar(wanted: str, names: Iterable[str]) -> str:
     """Word the names that come near `wanted`, as a whole or in one of their parts."""
     known = {prefix.lower(): prefix for name in names for prefix in prefixes(name)}
     part_of = {part: name for name in reversed(known) for part in name.split(".")}

@@ -7,5 +7,6 @@ from lowft.strategies.distill import Distill
 from lowft.strategies.layerwise_unfreeze import LayerwiseUnfreeze, Unfreeze
 from lowft.strategies.partial_freeze import PartialFreeze
 from lowft.strategies.prune import Prune
+from lowft.strategies.quantize import Quantize
 
-__all__ = ["Augment", "Distill", "LayerwiseUnfreeze", "PartialFreeze", "Prune", "Unfreeze"]
+__all__ = ["Augment", "Distill", "LayerwiseUnfreeze", "PartialFreeze", "Prune", "Quantize", "Unfreeze"]

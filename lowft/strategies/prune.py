@@ -18,7 +18,7 @@ from lowft.compress.feed_forward import (
     magnitudes,
     remove_gates_,
 )
-from lowft.compress.pruning import Importance, Scope, check_pruning, choose_neurons, cut_, prune_
+from lowft.compress.pruning import Importance, Scope, by_mean, check_pruning, choose_neurons, cut_, prune_
 from lowft.errors import ConfigError
 from lowft.stages import check_pace
 from lowft.strategy import Contract, Strategy
@@ -148,18 +148,13 @@ class Prune(Strategy):
         parts = _parts_of(state.model)
         gates = [gate_of(state.model, part) for part in parts]
         before = sum(int(gate.sum()) for gate in gates)
+        scores = self._scores(state, parts)
+        if self.importance == "magnitude":
+            scores = by_mean(scores)
         # What is shut stays so: it has no gradient any more to prove its worth by.
-        scores = [
-            score.masked_fill(gate.cpu() == 0, -1.0)
-            for score, gate in zip(self._scores(state, parts), gates, strict=True)
-        ]
-        kept = choose_neurons(
-            scores,
-            self.neurons * self._progress(state),
-            scope=self.scope,
-            multiple_of=self.multiple_of,
-            relative=self.importance == "magnitude",
-        )
+        scores = [score.masked_fill(gate.cpu() == 0, -1.0) for score, gate in zip(scores, gates, strict=True)]
+        share = self.neurons * self._progress(state)
+        kept = choose_neurons(scores, share, scope=self.scope, multiple_of=self.multiple_of)
         for gate, numbers in zip(gates, kept, strict=True):
             gate.zero_()
             gate[numbers.to(gate.device)] = 1
