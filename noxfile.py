@@ -27,9 +27,9 @@ def _requirements(*groups: str) -> tuple[str, ...]:
     return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *groups)
 
 
-def _install(session: nox.Session, *groups: str) -> None:
-    """Install lowft, all that its demo needs and dependency groups into the shared environment."""
-    arguments = [*CONSTRAINTS, *_requirements(*groups), "--editable", ".[demo]"]
+def _install(session: nox.Session, *groups: str, extras: str = "demo,openvino") -> None:
+    """Install lowft with some of its extras, and dependency groups, into the shared environment."""
+    arguments = [*CONSTRAINTS, *_requirements(*groups), "--editable", f".[{extras}]"]
     if Path(PYTHON).exists():
         arguments.append("--quiet")  # there is little to tell once torch is there
     else:
@@ -40,7 +40,7 @@ def _install(session: nox.Session, *groups: str) -> None:
 @nox.session(venv_backend="none")
 def demo(session: nox.Session) -> None:
     """Fine-tune a real encoder on real reviews; options of the demo go after `--`."""
-    _install(session)
+    _install(session, extras="demo")
     session.run(PYTHON, "-m", "lowft.demo", *session.posargs)
 
 

@@ -31,6 +31,7 @@ from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, 
 from lowft.data.batching import Batch, BatchRandom, Example
 from lowft.distillation import Teacher, distillation_loss
 from lowft.errors import (
+    AccuracyDropError,
     CheckpointCorruptError,
     CheckpointError,
     CheckpointMismatchError,
@@ -87,6 +88,7 @@ from lowft.strategy import Chain, Contract, Strategy, chain
 from lowft.trainer import Trainer
 
 __all__ = [
+    "AccuracyDropError",
     "ApertiumTranslator",
     "Attached",
     "Augment",

@@ -93,7 +93,7 @@ def compute_logits(
         cache: Serves what the frozen lowest layers give, where they are cached.
     """
     rank, processes = share
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     order = np.argsort(-rows.lengths, kind="stable")  # longest first: too long a batch fails at once
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []

@@ -12,7 +12,7 @@ import torch
 
 from lowft._alignment import align_
 from lowft._inference import evaluation_mode, logits_of
-from lowft.compress.quantization import is_quantized
+from lowft.compress.quantization import scheme_of
 from lowft.data.batching import TokenizedRows, accepted_inputs
 from lowft.data.labels import Labels
 from lowft.data.rows import Rows, read_rows
@@ -146,7 +146,7 @@ def _find_tokenizer(tokenizer: Any, model: Any, revision: str | None) -> PreTrai
 
 
 def _check_weights(model: torch.nn.Module) -> None:
-    if is_quantized(model):
+    if scheme_of(model):
         raise ModelError(
             f"this {type(model).__name__} is quantized already, and integers cannot be fine-tuned: fine-tune the "
             f"full-precision model with strategies=[lowft.Quantize(...)]"

@@ -21,6 +21,7 @@ All derive from `LowftError`. Those that Python programmers would expect to be a
 from __future__ import annotations
 
 __all__ = [
+    "AccuracyDropError",
     "CheckpointCorruptError",
     "CheckpointError",
     "CheckpointMismatchError",
@@ -83,6 +84,10 @@ class CheckpointCorruptError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """The checkpoint is sound but belongs to another run."""
+
+
+class AccuracyDropError(LowftError, RuntimeError):
+    """What was to be exported is less accurate than it may be."""
 
 
 class MissingExtraError(LowftError, ImportError):

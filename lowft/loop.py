@@ -17,6 +17,7 @@ from lowft._optimization import make_optimizer, set_learning_rates_
 from lowft._randomness import seeded
 from lowft._stage_caches import StageCaches, fill_caches
 from lowft.checkpoint import load_tensors_, model_tensors
+from lowft.compress.quantized_layers import unrounded_copy
 from lowft.data.epochs import epoch_batches, halved, plan_epoch
 from lowft.errors import ConfigError, NonFiniteError, TrainingError
 from lowft.history import History
@@ -68,6 +69,7 @@ class Loop:
         self.kept = Kept()
         self.optimizer = make_optimizer(attached, config)
         self.finished = False
+        self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
         self._forward: torch.nn.Module | None = None
         self._caches = StageCaches()
 
@@ -112,6 +114,9 @@ class Loop:
 
     def finish(self) -> None:
         """Make the model what will be deployed, which ends the run; a second call changes nothing."""
+        quantizes = any("precision" in part.contract.provides for part in self.attached.strategy.strategies)
+        if quantizes and not self.finished:
+            self.unquantized = unrounded_copy(self.attached.model)
         with seeded(self.config.seed):
             align_(self.attached.finish())
         self.finished = True

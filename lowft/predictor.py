@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lowft._inference import compute_logits
 from lowft._settings import check_real
@@ -15,10 +17,9 @@ from lowft.errors import ConfigError, DataError
 from lowft.metrics import EvaluationReport, evaluation_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy.typing as npt
-    import torch
     from transformers import PreTrainedTokenizerBase
 
     from lowft.data.labels import Labels
@@ -39,6 +40,7 @@ class Predictor:
         batch_size: Rows in a batch.
         precision: "float32" or "bfloat16".
         progress: Whether to show a progress bar; None decides by the terminal.
+        threads: Threads to compute with; as many as torch uses if None.
 
     >>> from importlib.resources import files
     >>> import lowft
@@ -57,6 +59,7 @@ class Predictor:
     batch_size: int = 64
     precision: str = "float32"
     progress: bool | None = None
+    threads: int | None = None
 
     def predict_logits(self, texts: Any, *, column_mapping: Mapping[str, str] | None = None) -> npt.NDArray[np.float32]:
         """Return the model's raw outputs, `[rows, outputs]`.
@@ -154,13 +157,26 @@ class Predictor:
     def _logits(self, rows: Rows) -> npt.NDArray[np.float32]:
         inputs = accepted_inputs(self.model, self.tokenizer)
         tokenized = TokenizedRows(rows, self.tokenizer, None, self.max_length, inputs, self.progress)
-        return compute_logits(
-            self.model,
-            tokenized,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            progress=self.progress,
-        )
+        with _torch_threads(self.threads):
+            return compute_logits(
+                self.model,
+                tokenized,
+                batch_size=self.batch_size,
+                precision=self.precision,
+                progress=self.progress,
+            )
+
+
+@contextlib.contextmanager
+def _torch_threads(number: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads for a block."""
+    before = torch.get_num_threads()
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

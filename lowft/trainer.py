@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from lowft._choices import check_gates, choose_loss, choose_metric, run_identity
 from lowft._optimization import default_learning_rate
@@ -14,13 +14,16 @@ from lowft._preparation import name_classes_, prepare
 from lowft._progress import progress_bar
 from lowft._randomness import seeded
 from lowft._run_folder import RunFolder
+from lowft._settings import check_choice, check_real
 from lowft._signals import StopRequest
 from lowft._tables import format_table, human_count
 from lowft.attach import attach
 from lowft.checkpoint import Checkpoints, commit_folder
 from lowft.config import TrainingConfig
 from lowft.errors import CheckpointError, ConfigError, TrainingError
-from lowft.export.folder import write_export
+from lowft.export.folder import Format
+from lowft.export.verification import Verify
+from lowft.export.writing import Export, choose_precision
 from lowft.loop import Loop
 from lowft.metrics import EvaluationReport, compute_metrics
 from lowft.models import layer_table
@@ -325,41 +328,72 @@ class Trainer:
             )
         return self._folder.save()
 
-    def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the finished model to a folder that `lowft.load` and plain transformers read.
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        format: Format = "safetensors",  # noqa: A002 - the field's word
+        precision: str | None = None,
+        keep: Sequence[str] = (),
+        max_drop: float | None = 0.02,
+        verify: Verify = "process",
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the finished model to a folder that `lowft.load` reads, and prove that it answers as it should.
 
-        It holds weights, config, tokenizer, labels, recipe, metrics, versions and a model card. Before it appears, it
-        is loaded again and must give the same logits.
+        Before the folder appears, a fresh process loads it and must give the same logits: the same bits with PyTorch,
+        within a bound in a graph (float32 1e-4, float16 0.02, int8 0.5 of their root mean square). Where integers or
+        shorter floats take the place of the weights, accuracy is measured before and after on the validation rows.
 
         Args:
             folder: Where to; must not exist yet, or be empty.
+            format: "safetensors", which plain transformers reads where it can express the shape, "onnx" for ONNX
+                Runtime, or "openvino".
+            precision: Of the weights: "float32", "int8", "bfloat16" (safetensors) or "float16" (graphs); that of the
+                trained model if None. "int8" quantizes a copy as `lowft.quantize_` does.
+            keep: Glob patterns of modules that stay in float when the export quantizes.
+            max_drop: By how much the metric that chooses the best weights (or the accuracy) may be worse than in float;
+                None lets anything pass.
+            verify: "process" loads the folder in a fresh process, which takes seconds; "here" in this one.
             overwrite: Replace an exported folder that is there.
 
         Returns:
             The folder.
 
         Raises:
+            AccuracyDropError: The quantized model is worse than `max_drop` allows; the message has the figures and
+                names the layers that suffer most. The Trainer keeps its model.
             CheckpointError: Something is in the way, or the folder could not be written or does not reload to
                 the same logits; nothing is left behind.
+            ConfigError: A setting that is unknown, or does not fit how the model is quantized already.
+            MissingExtraError: The packages of the format are not installed.
         """
         target = Path(folder)
+        check_choice("export: verify", verify, get_args(Verify))
+        if max_drop is not None:
+            check_real("export: max_drop", max_drop, least=0)
         self._placement.on_main(lambda: _check_free(target, overwrite=overwrite))
         self._loop.finish()
-        self._placement.on_main(lambda: commit_folder(target, self._write_export, unlisted={"README.md"}))
-        return target
-
-    def _write_export(self, folder: Path) -> None:
-        rows = self._parts.train_rows.rows
-        write_export(
-            folder,
-            self._predictor(),
+        rows, held_out = self._parts.train_rows.rows, self._parts.eval_rows
+        export = Export(
+            predictor=self._predictor(),
+            unquantized=self._loop.unquantized,
+            runtime=format,
+            precision=choose_precision(format, precision, self.model),
+            keep=keep,
             recipe={"strategies": self._recipe, "config": self.config.identity()},
             reports=self._reports,
             history=self.history,
             source=self._parts.source,
             revision=self._revision,
-            sample=rows.select(range(min(8, len(rows)))),
+            rows=rows,
+            held_out=None if held_out is None else held_out.rows,
+            metric=self._loop.best_metric,
+            max_drop=max_drop,
+            verify=verify,
         )
+        self._placement.on_main(lambda: commit_folder(target, export.write, unlisted={"README.md"}))
+        return target
 
     def _predictor(self) -> Predictor:
         return Predictor(

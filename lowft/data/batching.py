@@ -290,7 +290,7 @@ def accepted_inputs(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) 
     A BERT tokenizer makes `token_type_ids`, which a DistilBERT model does not take.
     """
     offered = tuple(dict.fromkeys(["input_ids", *tokenizer.model_input_names, "attention_mask"]))
-    named = inspect.signature(model.forward).parameters
+    named = getattr(model, "input_names", None) or inspect.signature(model.forward).parameters
     accepted = tuple(name for name in offered if name in named)
     # A forward of (*args, **kwargs) alone is a wrapper that hands everything on.
     return accepted or tuple(tokenizer.model_input_names)

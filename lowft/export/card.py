@@ -67,10 +67,22 @@ def _base(settings: Mapping[str, Any]) -> str:
 
 def _usage(settings: Mapping[str, Any]) -> str:
     texts = '[("a text", "a second text")]' if settings["takes_pairs"] else '["a text"]'
-    module = "" if settings["is_transformers"] else f", model={settings['model_class']}(...)"
+    graph = settings["runtime"] != "safetensors"
+    module = "" if settings["is_transformers"] or graph else f", model={settings['model_class']}(...)"
     lines = ["```python", "import lowft", "", f'predictor = lowft.load("this folder"{module})']
     lines += [f"predictor.predict({texts})", "```"]
-    if settings["is_transformers"]:
+    quantized = any(entry["kind"] == "quantized" for entry in settings["structure"])
+    if graph:
+        name = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[settings["runtime"]]
+        lines += [
+            "",
+            f"The folder holds a graph in {settings['weights']} for {name}, through lowft or without it.",
+        ]
+    elif quantized:
+        lines += ["", f"Its weights are quantized ({settings['weights']}), which lowft alone reads."]
+    elif settings["structure"]:
+        lines += ["", "Its layers differ in width, which lowft alone can rebuild."]
+    elif settings["is_transformers"]:
         lines += ["", "Plain transformers reads the folder too, with `AutoModelForSequenceClassification`."]
     return "\n".join(lines)
 

@@ -1,99 +1,31 @@
-"""An exported folder: what plain transformers reads, and `lowft.json` with what else a prediction needs."""
+"""An exported folder: what plain transformers or another runtime reads, and `lowft.json` with what else there is."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 
-from lowft.checkpoint import (
-    load_tensors_,
-    model_tensors,
-    read_json,
-    read_tensors,
-    verify_folder,
-    write_json,
-    write_tensors,
-)
-from lowft.compress.structure import rebuild_, structure_of
+from lowft._settings import check_choice, check_whole
+from lowft.checkpoint import load_tensors_, read_json, read_tensors, verify_folder
+from lowft.compress.structure import rebuild_
 from lowft.data.labels import Labels
-from lowft.errors import CheckpointCorruptError, CheckpointError, ConfigError, LowftError
-from lowft.export.card import model_card
-from lowft.models._quiet import quiet
+from lowft.errors import CheckpointCorruptError, CheckpointError, ConfigError
+from lowft.export.runtimes import RuntimeModel
 from lowft.models.loading import EXPORT_SETTINGS, load_model, load_tokenizer
 from lowft.predictor import Predictor
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+__all__ = ["EXPORT_FORMAT", "Format", "load", "read_folder"]
 
-    from lowft.data.rows import Rows
-    from lowft.history import History
-    from lowft.metrics import EvaluationReport
+Format = Literal["safetensors", "onnx", "openvino"]
 
-__all__ = ["load", "write_export"]
+EXPORT_FORMAT = 2  # of lowft.json
 
-_FORMAT = 1
-_PACKAGES = ("lowft", "torch", "transformers", "tokenizers", "safetensors")
-
-
-def write_export(
-    folder: Path,
-    predictor: Predictor,
-    *,
-    recipe: Mapping[str, Any],
-    reports: Mapping[str, EvaluationReport],
-    history: History,
-    source: str | None,
-    revision: str | None,
-    sample: Rows,
-) -> None:
-    """Write everything into a folder, then load it and compare its logits with those of the model in memory.
-
-    Args:
-        folder: An empty folder.
-        predictor: The model with its tokenizer and labels.
-        recipe: Strategies and settings that made it.
-        reports: What it was evaluated on.
-        history: How it was trained.
-        source: The checkpoint that it started from.
-        revision: The revision of that checkpoint.
-        sample: Rows to compare logits on.
-
-    Raises:
-        CheckpointError: The folder does not reload to the same logits.
-    """
-    model = predictor.model
-    structure = structure_of(model)
-    if _is_pretrained(model) and not structure:
-        with quiet():
-            model.save_pretrained(folder)  # type: ignore[operator] # a transformers model
-    else:
-        write_tensors(folder / "model.safetensors", model_tensors(model))
-        if _is_pretrained(model):
-            model.config.save_pretrained(folder)  # type: ignore[operator, union-attr] # a transformers model
-    predictor.tokenizer.save_pretrained(folder)
-    base = _public_name(source, model)
-    settings = {
-        "format": _FORMAT,
-        "model_class": type(model).__name__,
-        "is_transformers": _is_pretrained(model),
-        "base_model": base,
-        "revision": revision,
-        "labels": predictor.labels.to_json(),
-        "takes_pairs": predictor.takes_pairs,
-        "max_length": predictor.max_length,
-        "precision": predictor.precision,
-        "structure": structure,
-        "recipe": recipe,
-        "metrics": {name: report.to_dict() for name, report in reports.items()},
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    }
-    write_json(folder / EXPORT_SETTINGS, settings)
-    (folder / "README.md").write_text(model_card(settings, reports, history), "utf-8")
-    _compare(folder, predictor, sample)
+_KINDS = {
+    "runtime": str, "is_transformers": bool, "model_class": str, "labels": dict, "takes_pairs": bool,
+    "max_length": int, "precision": str, "structure": list,
+}  # fmt: skip
 
 
 def load(
@@ -103,23 +35,27 @@ def load(
     device: str | torch.device = "cpu",
     batch_size: int = 64,
     precision: str | None = None,
+    threads: int | None = None,
 ) -> Predictor:
-    """Load an exported folder, ready to predict.
+    """Load an exported folder, ready to predict, whatever runtime it was written for.
 
-    Every file is checked against the manifest first. Only safetensors and JSON are read.
+    Every file is checked against the manifest first. Only safetensors, JSON and graphs are read: nothing that could
+    hold code.
 
     Args:
         folder: A folder that `Trainer.export` wrote.
         model: A module of the shape that was exported; needed, and filled in place, only where that was not a
             transformers model.
-        device: Where to predict.
+        device: Where to predict; graphs of ONNX Runtime and OpenVINO run on the CPU.
         batch_size: Rows in a batch.
-        precision: "float32" or "bfloat16"; that of the training if None.
+        precision: "float32" or "bfloat16", to compute with; that of the training if None. A graph has its own.
+        threads: Threads to predict with; as many as torch uses if None.
 
     Raises:
         CheckpointCorruptError: A file is missing, changed, or not what it should be.
         CheckpointMismatchError: `model` has not the shape that was exported.
-        ConfigError: `model` is missing, or `precision` is unknown.
+        ConfigError: `model` is missing, or a setting is out of its range.
+        MissingExtraError: The runtime that the folder was written for is not installed.
 
     >>> import tempfile
     >>> from importlib.resources import files
@@ -136,20 +72,37 @@ def load(
     if not path.is_dir():
         raise CheckpointError(f"{str(folder)!r} is not a folder: give the folder that Trainer.export wrote")
     verify_folder(path)
-    return _read(path, model, torch.device(device), batch_size, precision)
+    return read_folder(
+        path, model=model, device=torch.device(device), batch_size=batch_size, precision=precision, threads=threads
+    )
 
 
-def _read(
-    folder: Path, model: torch.nn.Module | None, device: torch.device, batch_size: int, precision: str | None
+def read_folder(
+    folder: Path,
+    *,
+    model: torch.nn.Module | None = None,
+    device: torch.device,
+    batch_size: int,
+    precision: str | None = None,
+    threads: int | None = None,
 ) -> Predictor:
-    settings = read_json(folder / EXPORT_SETTINGS)
-    if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
-        raise CheckpointCorruptError(f"{folder / EXPORT_SETTINGS} is not of format {_FORMAT}, which this lowft reads")
+    """Load a folder as `load` does, without a look at the manifest: for one that has none yet."""
+    settings = _read_settings(folder)
     precision = precision or settings["precision"]
-    if precision not in {"float32", "bfloat16"}:
-        raise ConfigError(f"precision must be 'float32' or 'bfloat16'; received {precision!r}")
+    check_choice("precision", precision, ("float32", "bfloat16"))
+    if threads is not None:
+        check_whole("threads", threads, least=1)
     labels = Labels.from_json(settings["labels"])
-    if settings["is_transformers"]:
+    if settings["runtime"] != "safetensors":
+        if device.type != "cpu":
+            raise ConfigError(
+                f"{folder} holds a graph ({settings['runtime']}), which runs on the CPU: leave device out"
+            )
+        if model is not None:
+            raise ConfigError(f"{folder} holds a graph for {settings['runtime']}: leave model= out")
+        model = RuntimeModel(folder, settings["runtime"], threads=threads)
+        precision = "float32"
+    elif settings["is_transformers"]:
         if model is not None:
             raise ConfigError(f"{folder} holds a {settings['model_class']} of transformers: leave model= out")
         model = load_model(folder, labels=labels)
@@ -168,42 +121,19 @@ def _read(
         takes_pairs=settings["takes_pairs"],
         batch_size=batch_size,
         precision=precision,
+        threads=threads,
     )
 
 
-def _compare(folder: Path, predictor: Predictor, sample: Rows) -> None:
-    """Check that the folder gives the logits that the model in memory gives, bit for bit."""
-    model = predictor.model
-    device = next(model.parameters()).device
-    if not _is_pretrained(model):
-        written = read_tensors(folder / "model.safetensors")
-        same = all(torch.equal(tensor.cpu(), written[name]) for name, tensor in model_tensors(model).items())
-    else:
-        try:
-            reloaded = _read(folder, None, device, predictor.batch_size, predictor.precision)
-        except LowftError as error:
-            raise CheckpointError(
-                f"the exported {type(model).__name__} does not load again, so it was not exported: {error}"
-            ) from error
-        texts = {"text": list(sample.texts)} | ({"text_pair": list(sample.pairs)} if sample.pairs is not None else {})
-        same = np.array_equal(reloaded.predict_logits(texts), predictor.predict_logits(texts))
-    if not same:
-        raise CheckpointError(
-            f"the exported {type(model).__name__} does not reload to the same logits, so it was not exported: its "
-            f"shape or weights are not what its config says. Export the model that the Trainer holds, unchanged"
-        )
-
-
-def _is_pretrained(model: torch.nn.Module) -> bool:
-    from transformers import PreTrainedModel
-
-    return isinstance(model, PreTrainedModel)
-
-
-def _public_name(source: str | None, model: torch.nn.Module) -> str | None:
-    """Return what to call the checkpoint of the start: a hub id, or the last part of a folder's path."""
-    name = source or getattr(getattr(model, "config", None), "name_or_path", "") or None
-    if name is None:
-        return None
-    path = Path(name).expanduser()
-    return path.name if path.is_absolute() or path.is_dir() else str(name)
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / EXPORT_SETTINGS
+    settings = read_json(path)
+    if not isinstance(settings, dict) or settings.get("format") != EXPORT_FORMAT:
+        raise CheckpointCorruptError(f"{path} is not of format {EXPORT_FORMAT}, which this lowft reads")
+    for key, kind in _KINDS.items():
+        value = settings.get(key)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise CheckpointCorruptError(f"{path}: {key!r} must be of the type {kind.__name__}; it is {value!r}")
+    if settings["runtime"] not in get_args(Format):
+        raise CheckpointCorruptError(f"{path}: the runtime {settings['runtime']!r} is unknown here")
+    return settings

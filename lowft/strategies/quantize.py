@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lowft._settings import check_choice
-from lowft.compress.quantization import check_quantization, is_quantized, layers_to_quantize, quantize_
+from lowft.compress.quantization import check_quantization, layers_to_quantize, quantize_, scheme_of
 from lowft.compress.quantized_layers import FakeQuantization, Scheme, fake_quantize_, undo_fake_quantization_
 from lowft.errors import ConfigError, ModelError
 from lowft.stages import check_pace
@@ -82,7 +82,7 @@ class Quantize(Strategy):
 
     def prepare_model(self, model: torch.nn.Module) -> torch.nn.Module:
         """Find what is to be quantized, and let it round where that is to be learnt."""
-        if is_quantized(model):
+        if scheme_of(model):
             raise ModelError(f"this {type(model).__name__} is quantized already: train the full-precision model")
         names = layers_to_quantize(model, self.scheme, keep=self.keep, embeddings=self.embeddings)
         if self.when != "end":
