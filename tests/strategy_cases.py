@@ -121,7 +121,7 @@ STRATEGIES: dict[str, Strategy] = {
     "prune": Prune(0.5, multiple_of=4),
     "prune at the start": Prune(0.5, importance="magnitude", when="start"),
     "quantize": Quantize("int8"),
-    "quantize in a stage": Quantize("int8", when="stage", keep=("*embeddings*",)),
+    "quantize in a stage": Quantize("int8", when="stage", embeddings=False),
     "quantize from the start": Quantize("int4_weight_only", when="start"),
     "every hook": AllHooks(),
 }

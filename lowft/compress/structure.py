@@ -46,6 +46,8 @@ def structure_of(model: torch.nn.Module) -> list[dict[str, Any]]:
 def rebuild_(model: torch.nn.Module, structure: Sequence[Mapping[str, Any]], source: object) -> None:
     """Give a model of the config the shape that a structure describes; its weights are then still to be filled in.
 
+    The model has the structure from then on, so that it can be changed further and exported again.
+
     Args:
         model: A model as its config alone makes it.
         structure: What `structure_of` returned.
@@ -69,3 +71,4 @@ def rebuild_(model: torch.nn.Module, structure: Sequence[Mapping[str, Any]], sou
             raise CheckpointCorruptError(
                 f"{source}: its structure does not fit the model of its config: {type(error).__name__} {error}"
             ) from error
+        record_(model, entry["kind"], entry["plan"])

@@ -13,7 +13,7 @@ from lowft.compress.structure import rebuild_
 from lowft.data.labels import Labels
 from lowft.errors import CheckpointCorruptError, CheckpointError, ConfigError
 from lowft.export.runtimes import RuntimeModel
-from lowft.models.loading import EXPORT_SETTINGS, load_model, load_tokenizer
+from lowft.models.loading import EXPORT_SETTINGS, load_model, load_tokenizer, weights_of
 from lowft.predictor import Predictor
 
 __all__ = ["EXPORT_FORMAT", "Format", "load", "read_folder"]
@@ -112,7 +112,7 @@ def read_folder(
         )
     else:
         rebuild_(model, settings["structure"], folder)
-        load_tensors_(model, read_tensors(folder / "model.safetensors"), folder)
+        load_tensors_(model, read_tensors(weights_of(folder)), folder)
     return Predictor(
         model.to(device).eval(),
         load_tokenizer(folder),

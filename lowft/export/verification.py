@@ -17,6 +17,7 @@ import lowft
 from lowft.checkpoint import model_tensors, read_tensors
 from lowft.errors import CheckpointError, LowftError
 from lowft.export.folder import read_folder
+from lowft.models.loading import weights_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -56,7 +57,7 @@ def verify_export(
     name = type(predictor.model).__name__
     if runtime == "safetensors" and not _is_transformers(folder):
         # Only its author can make the module anew: what was written is compared with what is in memory.
-        written = read_tensors(folder / "model.safetensors")
+        written = read_tensors(weights_of(folder))
         tensors = model_tensors(predictor.model)
         if not all(torch.equal(tensor.cpu(), written[key]) for key, tensor in tensors.items()):
             raise _differs(name)

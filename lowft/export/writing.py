@@ -14,7 +14,7 @@ import torch
 
 from lowft._inference import compute_logits
 from lowft._settings import check_choice
-from lowft.checkpoint import model_tensors, read_json, write_json, write_tensors
+from lowft.checkpoint import model_tensors, write_json, write_tensors
 from lowft.compress.quantization import quantization_sensitivity, quantize_, scheme_of
 from lowft.compress.structure import structure_of
 from lowft.data.batching import TokenizedRows, accepted_inputs
@@ -24,7 +24,7 @@ from lowft.export.folder import EXPORT_FORMAT, Format, read_folder
 from lowft.export.graphs import GRAPHS, Precision, write_onnx, write_openvino
 from lowft.export.verification import Verify, verify_export
 from lowft.models._quiet import quiet
-from lowft.models.loading import EXPORT_SETTINGS
+from lowft.models.loading import EXPORT_SETTINGS, INTEGERS, WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -229,13 +229,10 @@ def _write_weights(folder: Path, model: torch.nn.Module) -> None:
         with quiet():
             model.save_pretrained(folder)  # type: ignore[operator] # a transformers model
         return
-    write_tensors(folder / "model.safetensors", model_tensors(model))
+    integers = scheme_of(model) not in {None, "bfloat16"}
+    write_tensors(folder / (INTEGERS if integers else WEIGHTS), model_tensors(model))
     if _is_pretrained(model):
         model.config.save_pretrained(folder)  # type: ignore[operator, union-attr] # a transformers model
-        if scheme_of(model) not in {None, "bfloat16"}:
-            # transformers would read integers as if they were weights; a method that it does not know stops it.
-            config = read_json(folder / "config.json")
-            write_json(folder / "config.json", {**config, "quantization_config": {"quant_method": "lowft"}})
 
 
 def _is_pretrained(model: torch.nn.Module) -> bool:

@@ -20,6 +20,7 @@ from torch import nn
 
 from lowft._alignment import align_
 from lowft.checkpoint import load_tensors_, read_json, read_tensors
+from lowft.compress.quantization import scheme_of
 from lowft.compress.structure import rebuild_
 from lowft.errors import LabelError, ModelError
 from lowft.models._quiet import quiet
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["load_model", "load_tokenizer"]
 
 EXPORT_SETTINGS = "lowft.json"  # beside the weights, in a folder that lowft exported
+WEIGHTS = "model.safetensors"
+INTEGERS = "quantized.safetensors"  # a name that transformers does not look for: it would read integers as weights
 
 _log = logging.getLogger("lowft")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _WAY_OUT = "Pass new_head=True to keep the body and train a new output layer."
+_FULL = "Fine-tune the full-precision model, and quantize the result."
 _VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken")
 
 
@@ -195,10 +199,7 @@ def _read_config(source: str, revision: str | None, *, local: bool) -> PreTraine
         _refuse_code(source, settings)
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     if "quantization_config" in settings:
-        raise ModelError(
-            f"{source} is quantized already, and quantized weights cannot be fine-tuned. "
-            "Fine-tune the full-precision model, and quantize the result."
-        )
+        raise ModelError(f"{source} is quantized already, and quantized weights cannot be fine-tuned. {_FULL}")
     return config
 
 
@@ -257,12 +258,19 @@ def _load_compressed(
         model = auto.from_config(config, dtype=torch.float32)
         model.eval()
         rebuild_(model, structure, folder)
-        load_tensors_(model, read_tensors(folder / "model.safetensors"), folder)
+        if new_head and scheme_of(model) not in {None, "bfloat16"}:
+            raise ModelError(f"{folder} is quantized, and integers cannot be fine-tuned. {_FULL}")
+        load_tensors_(model, read_tensors(weights_of(folder)), folder)
         if new_head:
             _renew_output_(model)
     align_(model)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def weights_of(folder: Path) -> Path:
+    """Return the file that holds the weights of an exported folder."""
+    return folder / INTEGERS if (folder / INTEGERS).is_file() else folder / WEIGHTS
 
 
 def _structure(folder: Path) -> list[dict[str, Any]]:
