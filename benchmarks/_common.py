@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import dataclasses
 import importlib.metadata
 import os
 import platform
+import random
 import shlex
 import sys
+import time
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
 
 import torch
 
 import lowft
 
-__all__ = ["LABELS", "describe_machine", "minilm", "rotten_tomatoes"]
+__all__ = [
+    "FULL",
+    "LABELS",
+    "compression_options",
+    "describe_machine",
+    "draw",
+    "fine_tuned",
+    "minilm",
+    "times_in_turn",
+    "rotten_tomatoes",
+    "spread",
+]
 
 LABELS = ("negative", "positive")
 _PACKAGES = ("lowft", "torch", "transformers")
 _BUSY = 0.25  # running processes for each core, from which timings cannot be trusted
+_VALIDATION = 530  # what 7,000 training and 1,000 test rows leave
+
+# The last weights count: 530 validation rows are too few to choose between epochs by accuracy.
+FULL = lowft.TrainingConfig(epochs=2, learning_rate=1e-4, load_best_model_at_end=False, progress=False)
 
 
 def rotten_tomatoes() -> lowft.Rows:
@@ -49,3 +71,56 @@ def describe_machine(threads: int | None) -> None:
             "WARNING:  the machine is busy: these times are not to be trusted, take the figures again when it is quiet"
         )
     print(flush=True)
+
+
+def draw(data: lowft.Rows, rows: int, test: int, seed: int) -> lowft.Splits:
+    """Return sides that share no text: what is neither trained nor tested on is for validation."""
+    total = min(len(data), rows + test + _VALIDATION)
+    chosen = data.select(random.Random(seed).sample(range(len(data)), total))
+    return lowft.split(chosen, validation=total - rows - test, test=test, seed=seed, on_leakage="drop")
+
+
+def compression_options(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with what all benchmarks of compression take."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rows", type=int, default=7000, help="training rows (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=1000, help="test rows (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of rows (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=30, help="timings of each side (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads to compute with (default: %(default)s)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16", help="to train in")
+    parser.add_argument("--models", type=Path, help="a folder where trained models are kept for a second run")
+    return parser
+
+
+def fine_tuned(options: argparse.Namespace, folder: Path, seed: int) -> tuple[Path, lowft.Splits]:
+    """Return MiniLM, fully fine-tuned on the draw of a seed and exported in float32, and the draw."""
+    splits = draw(rotten_tomatoes(), options.rows, options.test, seed)
+    target = (options.models or folder) / f"full-{options.rows}-{options.precision}-{seed}"
+    if not target.exists():
+        config = dataclasses.replace(FULL, seed=seed, precision=options.precision)
+        trainer = lowft.Trainer(minilm(), splits.train, splits.validation, config=config)
+        started = time.perf_counter()
+        trainer.fit()
+        print(f"seed {seed}  fine-tuned all of it in {time.perf_counter() - started:.0f} s", flush=True)
+        trainer.export(target)
+    return target, splits
+
+
+def times_in_turn(sides: Mapping[str, Callable[[], Any]], turns: int, *, warm_up: int = 3) -> dict[str, list[float]]:
+    """Return the seconds of each side in each turn; all take turns, so that what disturbs one disturbs all."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(turns + warm_up):
+        for name, act in sides.items():
+            started = time.perf_counter()
+            act()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Return the mean of some figures with their standard deviation or range."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (one run)"
+    return f"{mean(values):.{digits}f} (sd {stdev(values):.{digits}f}, median {median(values):.{digits}f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -93,33 +94,70 @@ def final_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ALLOWED)
 def test_resume_at_every_step_is_bit_identical(name: str, tmp_path: Path) -> None:
     """A run stopped after any step and resumed in a new Trainer ends as one that was never stopped."""
-    check_every_step(name, "bert", tmp_path)
+    if name == "none" or name in STRATEGIES:
+        check_every_step(name, "bert", tmp_path)
+    else:
+        check_each_next_step(name, "bert", tmp_path)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("name", "arch"), [(name, arch) for name in ALLOWED for arch in OTHERS if fits(name, arch)])
+@pytest.mark.parametrize(
+    ("name", "arch"), [(name, arch) for name in ALLOWED for arch in ARCHITECTURES if fits(name, arch)]
+)
 def test_resume_at_every_step_on_every_architecture(name: str, arch: str, tmp_path: Path) -> None:
-    """The same for every case on every other architecture: the whole product."""
+    """The same to the very end, for every case on every architecture: the whole product."""
     check_every_step(name, arch, tmp_path)
+
+
+def run_whole(name: str, arch: str, tmp_path: Path) -> tuple[Trainer, list[int]]:
+    """Run a case without a stop, and return it with the steps that it saved."""
+    whole = make_trainer(tmp_path / "whole", ALLOWED[name], arch)
+    whole.fit()
+    steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "whole").glob("checkpoint-*"))
+    assert len(steps) >= 4
+    return whole, steps
+
+
+def resumed_at(step: int, name: str, arch: str, tmp_path: Path) -> tuple[Trainer, Path]:
+    """Return a new Trainer whose folder holds the checkpoint of one step alone."""
+    folder = tmp_path / f"from-{step}"
+    shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    return make_trainer(folder, ALLOWED[name], arch), folder
 
 
 def check_every_step(name: str, arch: str, tmp_path: Path) -> None:
     """Run a case, then resume it from each of its checkpoints, and compare what all of them end with."""
-    whole = make_trainer(tmp_path / "whole", ALLOWED[name], arch)
-    whole.fit()
-    steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "whole").glob("checkpoint-*"))
-    last = f"checkpoint-{steps[-1]}"
-    assert len(steps) >= 4
+    whole, steps = run_whole(name, arch, tmp_path)
     for step in steps:
-        folder = tmp_path / f"from-{step}"
-        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
-        resumed = make_trainer(folder, ALLOWED[name], arch)
-        resumed.fit(resume_from_checkpoint=True)
-        assert_same(contents(tmp_path / "whole" / last), contents(folder / last), f"{name}, step {step}")
-        assert_same(final_weights(whole), final_weights(resumed), f"{name}, step {step}, end")
-        assert [r["decision"] for r in whole.history.filter("stage")] == [
-            r["decision"] for r in resumed.history.filter("stage")
-        ]
+        check_to_the_end(whole, step, steps[-1], name, arch, tmp_path)
+
+
+def check_to_the_end(whole: Trainer, step: int, last: int, name: str, arch: str, tmp_path: Path) -> None:
+    """Resume from one checkpoint, and compare what it ends with."""
+    resumed, folder = resumed_at(step, name, arch, tmp_path)
+    resumed.fit(resume_from_checkpoint=True)
+    checkpoint = f"checkpoint-{last}"
+    assert_same(contents(tmp_path / "whole" / checkpoint), contents(folder / checkpoint), f"{name}, step {step}")
+    assert_same(final_weights(whole), final_weights(resumed), f"{name}, step {step}, end")
+    assert [r["decision"] for r in whole.history.filter("stage")] == [
+        r["decision"] for r in resumed.history.filter("stage")
+    ]
+
+
+def check_each_next_step(name: str, arch: str, tmp_path: Path) -> None:
+    """Resume a case from each checkpoint for one step, which by induction says the same in less time.
+
+    From its first checkpoint it is resumed to the end too, for what a process keeps over many steps.
+    """
+    whole, steps = run_whole(name, arch, tmp_path)
+    for step, following in itertools.pairwise(steps):
+        resumed, folder = resumed_at(step, name, arch, tmp_path)
+        next(iter(resumed.steps(resume_from_checkpoint=True)))
+        checkpoint = f"checkpoint-{following}"
+        assert_same(contents(tmp_path / "whole" / checkpoint), contents(folder / checkpoint), f"{name}, step {step}")
+        shutil.rmtree(folder)
+    check_to_the_end(whole, steps[0], steps[-1], name, arch, tmp_path)
+    check_to_the_end(whole, steps[-1], steps[-1], name, arch, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["none", "unfreeze", "every hook"])
