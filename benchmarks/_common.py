@@ -30,9 +30,9 @@ __all__ = [
     "draw",
     "fine_tuned",
     "minilm",
-    "times_in_turn",
     "rotten_tomatoes",
     "spread",
+    "times_in_turn",
 ]
 
 LABELS = ("negative", "positive")

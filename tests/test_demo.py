@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,7 +86,8 @@ def test_equal_seeds_give_equal_models(
 ) -> None:
     """A second run replaces what the first has written, with the very same weights; another seed has others."""
     predicted = subprocess.CompletedProcess([], 0, stdout="")
-    monkeypatch.setattr("lowft.demo.subprocess.run", lambda *_, **__: predicted)  # which takes seconds to start
+    stub = SimpleNamespace(run=lambda *_, **__: predicted)  # the predictions of a second process take seconds
+    monkeypatch.setattr("lowft.demo.subprocess", stub)
     weights = []
     for seed in (1, 1, 2):
         options = ("--rows", "60", "--model", tiny_folder, "--data", reviews, "--output", tmp_path, "--seed", seed)
@@ -111,7 +113,7 @@ def test_predict_needs_the_folder_alone(
     """With --predict, an exported model judges sentences and nothing is trained or written."""
     config = lowft.TrainingConfig(max_steps=1)
     trainer = lowft.Trainer(tiny_folder, reviews, config=config, new_head=True)
-    folder = trainer.export(tmp_path / "exported")
+    folder = trainer.export(tmp_path / "exported", verify="here")
     before = sorted(tmp_path.rglob("*"))
     demo.main(["--predict", str(folder), "fine", "dull"])
     lines = capsys.readouterr().out.splitlines()

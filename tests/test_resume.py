@@ -195,7 +195,7 @@ def test_a_run_does_not_touch_the_callers_random_numbers(tmp_path: Path) -> None
     resumed = make_trainer(tmp_path / "run", (STAGES, DrawsEverywhere()))
     resumed.fit(resume_from_checkpoint=True)
     resumed.evaluate()
-    resumed.export(tmp_path / "export")
+    resumed.export(tmp_path / "export", verify="here")
     assert draw() == expected
 
 

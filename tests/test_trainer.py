@@ -162,7 +162,7 @@ def test_an_export_ends_the_run(tmp_path: Path) -> None:
     trainer = tiny_trainer(strategies=[PartialFreeze(top=1)])
     next(steps := trainer.steps())
     steps.close()  # type: ignore[attr-defined] # a generator
-    trainer.export(tmp_path / "exported")
+    trainer.export(tmp_path / "exported", verify="here")
     assert trainer.finished
     with pytest.raises(TrainingError, match="has ended"):
         trainer.fit()
@@ -178,7 +178,7 @@ def test_an_export_tells_of_evaluations_of_its_own_weights_only(left_early: bool
             break
         trainer.evaluate(name="during")
     report = trainer.evaluate(tiny_rows(6, seed=2))
-    reports = json.loads((trainer.export(tmp_path / "exported") / "lowft.json").read_text())["metrics"]
+    reports = json.loads((trainer.export(tmp_path / "exported", verify="here") / "lowft.json").read_text())["metrics"]
     assert reports.keys() == {"test"}
     assert reports["test"]["metrics"] == pytest.approx(dict(report.metrics))
 

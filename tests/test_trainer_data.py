@@ -115,7 +115,7 @@ def test_labels_are_mapped_shown_and_saved(values: tuple[Any, ...], classes: tup
     assert [type(label) for label in trainer.predict(TEXTS)] == [type(values[0])] * 14
     saved = json.loads((tmp_path / "run" / "checkpoint-4" / "run.json").read_text())
     assert saved["labels"]["classes"] == list(classes)
-    trainer.export(tmp_path / "exported")
+    trainer.export(tmp_path / "exported", verify="here")
     assert lowft.load(tmp_path / "exported").predict(TEXTS) == trainer.predict(TEXTS)
 
 

@@ -41,7 +41,7 @@ def test_the_first_trained_model_takes_eight_lines(tmp_path: Path) -> None:
     trainer = lowft.Trainer(tmp_path / "small-model", train, held_out)
     trainer.fit()
     report = trainer.evaluate()
-    trainer.export(tmp_path / "exported")
+    trainer.export(tmp_path / "exported", verify="here")
     predictor = lowft.load(tmp_path / "exported")
 
     assert report.rows == 12

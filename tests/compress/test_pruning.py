@@ -110,7 +110,7 @@ def test_a_model_of_many_widths_is_exported_and_loaded_elsewhere(tmp_path: Path)
     prune_(model, 0.4, scope="global", importance="random", multiple_of=1, seed=3)
     trainer = tiny_trainer(model=model)
     trainer.fit()
-    folder = trainer.export(tmp_path / "small")
+    folder = trainer.export(tmp_path / "small", verify="here")
     texts = ["a dull film", "a warm story"]
     script = f"import lowft, json; print(json.dumps(lowft.load({str(folder)!r}).predict_logits({texts!r}).tolist()))"
     answer = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

@@ -20,6 +20,9 @@ SETTINGS: dict[str, Any] = {
     "labels": {"task": "single_label_classification", "names": ["neg", "pos"]},
     "takes_pairs": False,
     "max_length": 128,
+    "runtime": "safetensors",
+    "weights": "float32",
+    "structure": [],
     "recipe": {"strategies": [{"name": "PartialFreeze", "settings": {"top": 2}}], "config": {"seed": 3}},
     "versions": {"lowft": "0.1.0", "torch": "2.13.0"},
 }

@@ -138,10 +138,10 @@ def test_no_path_of_the_exporting_machine_is_in_any_file(tmp_path: Path) -> None
     trainer = Trainer(home, tiny_rows(), config=settings)
     trainer.fit()
     assert trainer.model.config.name_or_path == str(home)  # type: ignore[union-attr] # what must not be written
-    kept = trainer.export(tmp_path / "kept")
+    kept = trainer.export(tmp_path / "kept", verify="here")
     shutil.rmtree(home)
-    gone = trainer.export(tmp_path / "gone")
-    held = trained(tiny_model("bert", name_or_path=str(home))).export(tmp_path / "held")
+    gone = trainer.export(tmp_path / "gone", verify="here")
+    held = trained(tiny_model("bert", name_or_path=str(home))).export(tmp_path / "held", verify="here")
     for folder in (kept, gone, held):
         assert json.loads((folder / "lowft.json").read_text())["base_model"] == "start"
         for path in folder.iterdir():
@@ -166,7 +166,7 @@ def test_an_edited_card_does_no_harm(folder: Path) -> None:
 def test_labels_come_back_as_they_were_given(classes: tuple[Any, ...], tmp_path: Path) -> None:
     """Text, numbers with gaps, negative ones and truth values: predictions are the caller's own values and types."""
     trainer = trained(tiny_model("bert", num_labels=len(classes)), tiny_rows(classes=classes))
-    predictor = load(trainer.export(tmp_path / "model"))
+    predictor = load(trainer.export(tmp_path / "model", verify="here"))
     answers = predictor.predict(tiny_rows()["text"])
     assert answers == trainer.predict(tiny_rows()["text"])
     assert {(type(answer), answer) for answer in answers} <= {(type(value), value) for value in classes}
@@ -177,7 +177,7 @@ def test_several_labels_a_row(tmp_path: Path) -> None:
     """Lists of labels come back as lists; each class has a probability of its own."""
     rows = tiny_rows(classes=(["fun"], ["sad", "slow"], []))
     trainer = trained(tiny_model("bert", num_labels=3), rows)
-    predictor = load(trainer.export(tmp_path / "model"))
+    predictor = load(trainer.export(tmp_path / "model", verify="here"))
     assert predictor.labels.task == "multi_label_classification"
     probabilities = predictor.predict_proba(TEXTS)
     assert np.array_equal(probabilities, trainer.predict_proba(TEXTS))
@@ -193,7 +193,7 @@ def test_a_regression(tmp_path: Path) -> None:
     rows = tiny_rows()
     rows["label"] = [len(text) / 10 for text in rows["text"]]
     trainer = trained(tiny_model("bert", num_labels=1), rows)
-    predictor = load(trainer.export(tmp_path / "model"))
+    predictor = load(trainer.export(tmp_path / "model", verify="here"))
     # Its head has a bias of one element, behind which a file's tensors are not where torch would put them.
     assert np.array_equal(predictor.predict_logits(TEXTS), trainer._predictor().predict_logits(TEXTS))
     assert predictor.predict(TEXTS) == trainer.predict(TEXTS)
@@ -211,7 +211,7 @@ def test_a_model_that_plain_transformers_loaded(tmp_path: Path) -> None:
     rows = tiny_rows()
     rows["label"] = [len(text) / 10 for text in rows["text"]]
     trainer = trained(auto.from_pretrained(tmp_path / "start"), rows)
-    predictor = load(trainer.export(tmp_path / "model"))
+    predictor = load(trainer.export(tmp_path / "model", verify="here"))
     for seed in range(5):
         texts = tiny_rows(seed=seed)["text"]
         assert np.array_equal(predictor.predict_logits(texts), trainer._predictor().predict_logits(texts))
@@ -221,7 +221,7 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
     """A model of pairs takes pairs after loading, and says so where it gets single texts."""
     rows = tiny_rows()
     trainer = trained(rows={"text": rows["text"], "text_pair": rows["text"][::-1], "label": rows["label"]})
-    predictor = load(trainer.export(tmp_path / "model"))
+    predictor = load(trainer.export(tmp_path / "model", verify="here"))
     pairs = [("a dull film", "a warm film"), ("plot", "love")]
     assert np.array_equal(predictor.predict_logits(pairs), trainer._predictor().predict_logits(pairs))
     with pytest.raises(DataError, match="the model was trained on pairs of texts; received single texts"):
@@ -232,7 +232,7 @@ def test_precision_and_batch_size_are_the_callers_choice(exported: Path) -> None
     """Other sizes of batches give the same answers; an unknown precision is refused."""
     assert load(exported, batch_size=1).predict(TEXTS) == load(exported).predict(TEXTS)
     assert load(exported, precision="bfloat16").precision == "bfloat16"
-    with pytest.raises(ConfigError, match="precision must be 'float32' or 'bfloat16'; received 'float16'"):
+    with pytest.raises(ConfigError, match="precision must be one of 'float32', 'bfloat16'; received 'float16'"):
         load(exported, precision="float16")
 
 
@@ -259,7 +259,7 @@ class Bag(nn.Module):
 def test_a_module_of_ones_own(tmp_path: Path) -> None:
     """It exports as its weights; `load` fills a fresh instance in place and gives the same bits."""
     trainer = trained(Bag())
-    folder = trainer.export(tmp_path / "model")
+    folder = trainer.export(tmp_path / "model", verify="here")
     fresh = Bag(seed=9)
     predictor = load(folder, model=fresh)
     assert predictor.model is fresh
@@ -270,7 +270,7 @@ def test_a_module_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_module_of_ones_own_must_be_given_and_fit(exported: Path, tmp_path: Path) -> None:
     """Without it, or with one of another shape, the message names what is needed; a transformers model needs none."""
-    folder = trained(Bag()).export(tmp_path / "model")
+    folder = trained(Bag()).export(tmp_path / "model", verify="here")
     with pytest.raises(ConfigError, match="holds the weights of your own module Bag: pass model=, an instance of it"):
         load(folder)
     with pytest.raises(
@@ -291,8 +291,8 @@ def test_a_module_of_ones_own_must_be_given_and_fit(exported: Path, tmp_path: Pa
 def test_an_empty_folder_may_be_the_target(trainer: Trainer, tmp_path: Path) -> None:
     """A folder that is there but empty is filled; parents are made."""
     (tmp_path / "empty").mkdir()
-    load(trainer.export(tmp_path / "empty"))
-    load(trainer.export(str(tmp_path / "deep" / "er")))
+    load(trainer.export(tmp_path / "empty", verify="here"))
+    load(trainer.export(str(tmp_path / "deep" / "er"), verify="here"))
     assert names(tmp_path) == ["deep", "empty"]
 
 
@@ -300,9 +300,9 @@ def test_an_export_is_replaced_only_when_asked(trainer: Trainer, folder: Path) -
     """What is there stays unless overwrite=True, which the message tells of; then nothing of the old one remains."""
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="is there already: choose another folder, or pass overwrite=True to rep"):
-        trainer.export(folder)
+        trainer.export(folder, verify="here")
     assert (folder / "notes.txt").exists()
-    trainer.export(folder, overwrite=True)
+    trainer.export(folder, overwrite=True, verify="here")
     assert names(folder) == sorted(FILES)
     assert names(folder.parent) == [folder.name]
 
@@ -317,7 +317,7 @@ def test_what_is_no_export_is_never_replaced(trainer: Trainer, place: str, overw
     mine = target / "thesis.txt" if place == "folder" else target
     mine.write_text("years of work")
     with pytest.raises(CheckpointError, match=r"mine is there already: choose another folder$"):
-        trainer.export(target, overwrite=overwrite)
+        trainer.export(target, overwrite=overwrite, verify="here")
     assert mine.read_text() == "years of work"
 
 
@@ -326,7 +326,7 @@ def test_an_export_that_cannot_be_written_says_so(trainer: Trainer, place: str, 
     """A place where nobody can make a folder is an error with the path."""
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CheckpointError, match=r"could not write .*model: .*choose another folder"):
-        trainer.export(tmp_path / place)
+        trainer.export(tmp_path / place, verify="here")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -348,7 +348,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     else:
         monkeypatch.setattr(name, _fail)
     with pytest.raises(CheckpointError, match=r"could not write .*No space left on device"):
-        trainer.export(folder, overwrite=True)
+        trainer.export(folder, overwrite=True, verify="here")
     monkeypatch.undo()
     assert names(folder.parent) == ([folder.name] if there else [])
     if there:
@@ -391,7 +391,7 @@ def test_a_model_that_does_not_reload_is_not_exported(how: str, message: str, fo
     before = (folder / "model.safetensors").read_bytes()
     for target in (folder.parent / "new", folder):
         with pytest.raises(CheckpointError, match=message):
-            trainer.export(target, overwrite=True)
+            trainer.export(target, overwrite=True, verify="here")
     assert names(folder.parent) == [folder.name]
     assert (folder / "model.safetensors").read_bytes() == before
 

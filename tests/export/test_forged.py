@@ -23,7 +23,7 @@ from tests.tiny import tiny_model
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an exported folder; tests copy it before they change it."""
-    return trained(tiny_model("bert")).export(tmp_path_factory.mktemp("exports") / "sentiment")
+    return trained(tiny_model("bert")).export(tmp_path_factory.mktemp("exports") / "sentiment", verify="here")
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def test_what_is_no_export_is_not_loaded(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("settings", ["[]", "{}", '{"format": 2}', "3"])
+@pytest.mark.parametrize("settings", ["[]", "{}", '{"format": 1}', "3"])
 def test_settings_of_another_format_are_refused(settings: str, folder: Path) -> None:
     """`lowft.json` must be of the format that this lowft reads."""
     (folder / "lowft.json").write_text(settings)
     sign(folder)
-    with pytest.raises(CheckpointCorruptError, match=r"lowft\.json is not of format 1, which this lowft reads"):
+    with pytest.raises(CheckpointCorruptError, match=r"lowft\.json is not of format 2, which this lowft reads"):
         load(folder)
 
 
@@ -150,7 +150,7 @@ def test_a_forged_export_is_rejected(name: str, folder: Path, tmp_path: Path) ->
 
 def test_a_pickle_as_weights_of_ones_own_module_is_rejected(tmp_path: Path) -> None:
     """The same for a module that transformers does not know."""
-    folder = trained(Bag()).export(tmp_path / "model")
+    folder = trained(Bag()).export(tmp_path / "model", verify="here")
     _pickle_as_safetensors(folder, tmp_path / "planted")
     sign(folder)
     with pytest.raises(CheckpointCorruptError, match=r"model\.safetensors is not a readable safetensors file"):

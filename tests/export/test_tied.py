@@ -110,7 +110,7 @@ def test_both_sides_may_train_or_rest_together(strategy: Strategy, moves: bool, 
     assert_same(contents(tmp_path / "whole" / "checkpoint-4"), contents(tmp_path / "resumed" / "checkpoint-4"))
 
     fresh = Prompted(seed=9)
-    predictor = load(trainer.export(tmp_path / "model"), model=fresh)
+    predictor = load(trainer.export(tmp_path / "model", verify="here"), model=fresh)
     assert fresh.lm_head.weight is fresh.embeddings.weight
     assert np.array_equal(predictor.predict_logits(TEXTS), trainer._predictor().predict_logits(TEXTS))
 
@@ -122,11 +122,11 @@ def test_a_tied_export_needs_a_tied_model(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointMismatchError, match=r"lacks 'lm_head\.weight' of this model: .*which weights are tied"
     ):
-        load(tied.export(tmp_path / "tied"), model=Prompted(tied=False))
+        load(tied.export(tmp_path / "tied", verify="here"), model=Prompted(tied=False))
     loose = make(Prompted(tied=False), None)
     loose.fit()
     with pytest.raises(CheckpointMismatchError, match=r"holds 'lm_head\.weight', which this model does not have"):
-        load(loose.export(tmp_path / "loose"), model=Prompted())
+        load(loose.export(tmp_path / "loose", verify="here"), model=Prompted())
 
 
 def test_a_tied_checkpoint_needs_a_tied_model(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_t5_shares_its_embedding_throughout(train_embeddings: bool, tmp_path: Pa
     resumed = make(tiny_model("t5"), tmp_path / "resumed", strategy, arch="t5")
     resumed.fit(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-2")
     assert_same(final_weights(trainer), final_weights(resumed))
-    predictor = load(trainer.export(tmp_path / "model"))
+    predictor = load(trainer.export(tmp_path / "model", verify="here"))
     assert np.array_equal(predictor.predict_logits(TEXTS), trainer._predictor().predict_logits(TEXTS))
     for model in (trainer.model, resumed.model, predictor.model):
         first, *others = shared(model)
@@ -172,7 +172,7 @@ def test_a_decoder_reloads_with_its_ties(tmp_path: Path) -> None:
     model = tiny_model("gpt2", tie_word_embeddings=True)
     trainer = make(model, None, PartialFreeze(embeddings=False), arch="gpt2")
     trainer.fit()
-    predictor = load(trainer.export(tmp_path / "model"))
+    predictor = load(trainer.export(tmp_path / "model", verify="here"))
     assert np.array_equal(predictor.predict_logits(TEXTS), trainer._predictor().predict_logits(TEXTS))
     own, start = final_weights(trainer), tiny_model("gpt2").state_dict()
     assert torch.equal(own["transformer.wte.weight"], start["transformer.wte.weight"])

@@ -121,7 +121,7 @@ def test_other_tasks(rows: dict[str, Any], tmp_path: Path) -> None:
     problem = "regression" if outputs == 1 else "multi_label_classification"
     plain = tiny_trainer(train_dataset=rows, eval_dataset=None, model=tiny_model("bert", outputs, problem_type=problem))
     plain.fit()
-    folder = plain.export(tmp_path / "teacher")
+    folder = plain.export(tmp_path / "teacher", verify="here")
     student = tiny_model("bert", outputs, seed=5, problem_type=problem, **NO_DROPOUT)
     strategies = [Distill(folder, alpha=1.0)]
     trainer = tiny_trainer(train_dataset=rows, eval_dataset=None, model=student, strategies=strategies, epochs=40)
@@ -134,7 +134,7 @@ def test_the_teacher_is_neither_trained_nor_exported(tmp_path: Path) -> None:
     trainer = tiny_trainer(strategies=[Distill(TEACHER)])
     assert trainer._loop.attached.trained == {name for name, _ in tiny_model("bert").named_parameters()}
     trainer.fit()
-    folder = trainer.export(tmp_path / "student")
+    folder = trainer.export(tmp_path / "student", verify="here")
     assert not hasattr(trainer.model, "lowft_teacher")
     assert (folder / "model.safetensors").stat().st_size < 1.1 * Path(TEACHER, "model.safetensors").stat().st_size
 

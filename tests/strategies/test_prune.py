@@ -136,7 +136,7 @@ def test_prune_then_distill_after_unfreezing(tmp_path: Any) -> None:
     trainer = tiny_trainer(strategies=strategies)
     history = trainer.fit()
     assert [record["stage_name"] for record in history.filter("stage")] == ["top 1 block", "all layers", "prune"]
-    folder = trainer.export(tmp_path / "small")
+    folder = trainer.export(tmp_path / "small", verify="here")
     assert (folder / "config.json").read_text().count('"intermediate_size": 32') == 1
 
 

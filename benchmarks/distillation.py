@@ -1,0 +1,101 @@
+"""How much of what a smaller model lacks does a teacher give it?
+
+MiniLM is fine-tuned on Rotten Tomatoes. Two students begin as its layers 0, 2 and 5: one learns from the labels alone,
+the other from the teacher's answers too, for as many epochs. All are tested on the same rows, which none has seen, and
+answer the same batch in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from _common import FULL, compression_options, describe_machine, fine_tuned, spread, times_in_turn
+
+import lowft
+
+_SIDES = ("teacher", "labels alone", "distilled")
+
+
+def texts_read(trainer: lowft.Trainer) -> int:
+    """Return how many texts a run's teacher has read so far."""
+    memory = trainer._loop.attached.state.memory  # noqa: SLF001
+    return int(memory.get("Distill", {}).get("asked", 0))
+
+
+def main() -> None:
+    """Train both students for each seed, test and time them, and print every figure."""
+    parser = compression_options(__doc__)
+    parser.add_argument("--layers", type=int, default=3, help="layers of the students (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=3, help="of either student (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of either student (default: %(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.9, help="share of the teacher (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=2.0, help="of the softened answers (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="draw to begin with (default: %(default)s)")
+    options = parser.parse_args()
+    describe_machine(options.threads)
+
+    accuracies: dict[str, list[float]] = {side: [] for side in _SIDES}
+    ratios: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            source, splits = fine_tuned(options, Path(scratch), seed)
+            assert splits.test is not None
+            teacher = lowft.load(source, precision="float32")
+            models = {"teacher": teacher.model}
+            accuracies["teacher"].append(100 * teacher.evaluate(splits.test).metrics["accuracy"])
+            config = dataclasses.replace(
+                FULL,
+                epochs=options.epochs,
+                learning_rate=options.learning_rate,
+                seed=seed,
+                precision=options.precision,
+            )
+            distill = lowft.Distill(source, alpha=options.alpha, temperature=options.temperature)
+            for side, strategies in {"labels alone": [], "distilled": [distill]}.items():
+                trainer = lowft.Trainer(
+                    lowft.make_student(lowft.load_model(source), options.layers),
+                    splits.train,
+                    splits.validation,
+                    strategies=strategies,
+                    config=config,
+                    tokenizer=teacher.tokenizer,
+                )
+                started = time.perf_counter()
+                asked = [texts_read(trainer) for result in trainer.steps() if result.metrics is not None]
+                seconds = time.perf_counter() - started
+                report = dataclasses.replace(trainer._predictor(), precision="float32").evaluate(splits.test)  # noqa: SLF001
+                accuracies[side].append(100 * report.metrics["accuracy"])
+                models[side] = trainer.model.eval()
+                read = f"; texts the teacher has read after each epoch: {asked}" if strategies else ""
+                print(f"seed {seed}  {side:12}  trained in {seconds:.0f} s{read}", flush=True)
+            texts = list(splits.test.texts[:32])
+            batch = dict(
+                teacher.tokenizer(texts, padding="max_length", max_length=64, truncation=True, return_tensors="pt")
+            )
+
+            def answer(model: torch.nn.Module, batch: dict[str, torch.Tensor] = batch) -> None:
+                with torch.inference_mode():
+                    model(**batch)
+
+            sides = {side: (lambda model=model: answer(model)) for side, model in models.items()}
+            times = {side: median(found) for side, found in times_in_turn(sides, options.turns).items()}
+            ratios.append(times["teacher"] / times["distilled"])
+            listed = "  ".join(f"{side} {accuracies[side][-1]:.1f} %" for side in _SIDES)
+            print(f"seed {seed}  {listed}  {ratios[-1]:.2f}x as fast as the teacher", flush=True)
+    print()
+    for side in _SIDES:
+        print(f"{side:12}  accuracy {spread(accuracies[side])} %")
+    gap = mean(accuracies["teacher"]) - mean(accuracies["labels alone"])
+    gain = mean(accuracies["distilled"]) - mean(accuracies["labels alone"])
+    closed = f"{gain / gap:.0%} of it" if gap > 0 else "and there was none to close"
+    print(f"the teacher is {gap:.2f} points above the labels alone; distillation closes {gain:+.2f} points, {closed}")
+    print(f"batch 32 × 64 tokens: {mean(ratios):.2f}x as fast as the teacher ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()
