@@ -50,9 +50,12 @@ def test_what_was_trained_is_what_is_deployed() -> None:
     strategy = Quantize("int8", when="stage", epochs=2)
     trainer = tiny_trainer(strategies=[strategy], epochs=1, load_best_model_at_end=False)
     trainer.fit()
-    last = trainer.history.filter("evaluation")[-1]
+    last = trainer.history.filter("evaluate")[-1]
     report = trainer.evaluate()
-    assert report.metrics["accuracy"] == last["metrics"]["accuracy"]
+    assert report.metrics["accuracy"] == last["eval_accuracy"]
+    logits = torch.from_numpy(trainer._predictor().predict_logits(tiny_rows(8, seed=1)["text"]))
+    labels = torch.tensor([0, 1] * 4)
+    assert float(torch.nn.functional.cross_entropy(logits, labels)) == pytest.approx(last["eval_loss"], rel=0.01)
 
 
 def test_training_gets_used_to_four_bits() -> None:
