@@ -219,7 +219,7 @@ def test_what_cannot_work_is_refused_before_anything_is_timed(
 ) -> None:
     """Each mistake has an error that names it, and no pass is timed for it."""
     monkeypatch.setattr(deployment, "time_in_turns", lambda *_, **__: pytest.fail("something was timed"))
-    arguments = {"candidates": {"float": predictor()}, "rows": rows()} | QUICK | change
+    arguments: dict[str, Any] = {"candidates": {"float": predictor()}, "rows": rows()} | QUICK | change
     with pytest.raises(error, match=message):
         deployment_report(arguments.pop("candidates"), arguments.pop("rows"), **arguments)
 
@@ -339,6 +339,7 @@ def test_a_difference_in_answers_counts_only_beyond_chance(wrong: int, repaired:
     found = answered(wrong, repaired)
     assert found.differs is differs
     assert found.difference == pytest.approx((repaired - wrong) / 200)
+    assert found.difference is not None
     assert found.difference_interval is not None
     low, high = found.difference_interval
     assert low <= found.difference <= high
