@@ -50,10 +50,9 @@ class VocabularyReport:
         tokens: Tokens in the texts, as they were cut before.
         lost_tokens: How many of these are spelled with other tokens now.
 
-    >>> print(VocabularyReport(30522, 9000, 7000, 2000, 22713600, 14451456, 90854400, 57805824, 150000, 0))
-                   before    after   left
-    -------------  ------  -------  -----
-    embedding rows  30,522    9,000  29 %
+    >>> report = VocabularyReport(30522, 9000, 7000, 2000, 22713600, 14451456, 90854400, 57805824, 150000, 300)
+    >>> report.lost_share
+    0.002
     """
 
     rows_before: int
@@ -100,7 +99,7 @@ class VocabularyReport:
     def _note(self) -> str:
         return (
             f"{self.used:,} tokens stay for the texts, {self.others:,} to spell any other text or because they are "
-            f"special. Of {self.tokens:,} tokens in the texts {self.lost_tokens:,} ({100 * self.lost_share:.2g} %) are "
+            f"special.\nOf {self.tokens:,} tokens in the texts {self.lost_tokens:,} ({100 * self.lost_share:.2g} %) are "
             f"cut otherwise now."
         )
 
