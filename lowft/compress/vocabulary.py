@@ -99,8 +99,9 @@ class VocabularyReport:
     def _note(self) -> str:
         return (
             f"{self.used:,} tokens stay for the texts, {self.others:,} to spell any other text or because they are "
-            f"special.\nOf {self.tokens:,} tokens in the texts {self.lost_tokens:,} ({100 * self.lost_share:.2g} %) are "
-            f"cut otherwise now."
+            f"special.\n"
+            f"Of {self.tokens:,} tokens in the texts {self.lost_tokens:,} ({100 * self.lost_share:.2g} %) are cut "
+            f"otherwise now."
         )
 
 
