@@ -21,14 +21,17 @@ from lowft.compress import (
     PruningReport,
     QuantizationReport,
     SensitivityTable,
+    VocabularyReport,
     make_student,
     prune_,
+    prune_vocabulary,
     quantization_sensitivity,
     quantize_,
 )
 from lowft.config import TrainingConfig
 from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, split
 from lowft.data.batching import Batch, BatchRandom, Example
+from lowft.deployment import Deployed, DeploymentReport, Timing, deployment_report
 from lowft.distillation import Teacher, distillation_loss
 from lowft.errors import (
     AccuracyDropError,
@@ -60,7 +63,14 @@ from lowft.losses import (
     resolve_loss,
     supervised_contrastive,
 )
-from lowft.metrics import ClassScores, EvaluationReport, bootstrap_error, compute_metrics, evaluation_report
+from lowft.metrics import (
+    ClassScores,
+    EvaluationReport,
+    bootstrap_error,
+    calibration_error,
+    compute_metrics,
+    evaluation_report,
+)
 from lowft.models import (
     Layers,
     ModelCard,
@@ -106,6 +116,8 @@ __all__ = [
     "Contract",
     "DataError",
     "Decision",
+    "Deployed",
+    "DeploymentReport",
     "Distill",
     "EvaluationReport",
     "Example",
@@ -148,20 +160,24 @@ __all__ = [
     "SynonymReplacement",
     "Target",
     "Teacher",
+    "Timing",
     "Trainer",
     "TrainingConfig",
     "TrainingError",
     "Translator",
     "Unfreeze",
     "Verdict",
+    "VocabularyReport",
     "attach",
     "balanced_class_weights",
     "binary_cross_entropy",
     "bootstrap_error",
+    "calibration_error",
     "chain",
     "compute_metrics",
     "cosine",
     "cross_entropy",
+    "deployment_report",
     "distillation_loss",
     "evaluation_report",
     "few_shot",
@@ -181,6 +197,7 @@ __all__ = [
     "plot_histories",
     "preview",
     "prune_",
+    "prune_vocabulary",
     "quantization_sensitivity",
     "quantize_",
     "read_rows",

@@ -20,8 +20,10 @@ INK = "#262626"
 GREY = "#8C8C8C"
 
 
-def new_figure(purpose: str, *, panels: int = 1, width: float = 7.2, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels below each other that share their x axis.
+def new_figure(
+    purpose: str, *, panels: int = 1, width: float = 7.2, height: float = 3.6, beside: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels below each other that share their x axis, or beside each other that share y.
 
     A notebook shows it where it is the last value of a cell; pyplot keeps no hold of it, so that plots in a
     loop fill no memory and none is shown twice.
@@ -31,6 +33,7 @@ def new_figure(purpose: str, *, panels: int = 1, width: float = 7.2, height: flo
         panels: How many, from 1.
         width: Inches.
         height: Inches, all panels together.
+        beside: Whether the panels stand beside each other.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -39,11 +42,19 @@ def new_figure(purpose: str, *, panels: int = 1, width: float = 7.2, height: flo
         from matplotlib import pyplot as plt
     except ImportError as error:
         raise MissingExtraError.of("matplotlib", "plot", purpose) from error
+    rows, columns = (1, panels) if beside else (panels, 1)
     figure, axes = plt.subplots(
-        panels, 1, sharex=True, squeeze=False, figsize=(width, height), dpi=120, layout="constrained"
+        rows,
+        columns,
+        sharex=not beside,
+        sharey=beside,
+        squeeze=False,
+        figsize=(width, height),
+        dpi=120,
+        layout="constrained",
     )
     plt.close(figure)
-    return figure, list(axes[:, 0])
+    return figure, list(axes.flat)
 
 
 def tidy(axes: Axes) -> None:

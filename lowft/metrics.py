@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowft._plots import GREY, INK, finish, new_figure
-from lowft._scores import METRICS, Array, checked, predicted_labels, two_columns
+from lowft._scores import METRICS, Array, calibration_error, checked, predicted_labels, two_columns
 from lowft._settings import check_whole
 from lowft._tables import format_table, html_table
 from lowft._tasks import Task, check_task
@@ -31,6 +31,7 @@ __all__ = [
     "ClassScores",
     "EvaluationReport",
     "bootstrap_error",
+    "calibration_error",
     "compute_metrics",
     "default_metric",
     "evaluation_report",

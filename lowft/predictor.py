@@ -6,10 +6,10 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from lowft._inference import compute_logits
+from lowft._scores import probabilities_of
 from lowft._settings import check_real
 from lowft.data.batching import TokenizedRows, accepted_inputs
 from lowft.data.rows import Rows, read_rows
@@ -19,12 +19,13 @@ from lowft.metrics import EvaluationReport, evaluation_report
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    import numpy as np
     import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
     from lowft.data.labels import Labels
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "torch_threads"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Predictor:
         if self.labels.task == "regression":
             raise ConfigError("a regression predicts numbers and has no probabilities: use predict")
         logits = self.predict_logits(texts, column_mapping=column_mapping)
-        return _sigmoid(logits) if self.labels.task == "multi_label_classification" else _softmax(logits)
+        return probabilities_of(self.labels.task, logits)
 
     def predict(
         self, texts: Any, *, column_mapping: Mapping[str, str] | None = None, threshold: float = 0.5
@@ -112,7 +113,7 @@ class Predictor:
         if self.labels.task == "regression":
             return self.labels.decode(logits[:, 0])
         if self.labels.task == "multi_label_classification":
-            return self.labels.decode((_sigmoid(logits) >= threshold).astype(int))
+            return self.labels.decode((probabilities_of(self.labels.task, logits) >= threshold).astype(int))
         return self.labels.decode(logits.argmax(axis=1))
 
     def evaluate(
@@ -157,7 +158,7 @@ class Predictor:
     def _logits(self, rows: Rows) -> npt.NDArray[np.float32]:
         inputs = accepted_inputs(self.model, self.tokenizer)
         tokenized = TokenizedRows(rows, self.tokenizer, None, self.max_length, inputs, self.progress)
-        with _torch_threads(self.threads):
+        with torch_threads(self.threads):
             return compute_logits(
                 self.model,
                 tokenized,
@@ -168,7 +169,7 @@ class Predictor:
 
 
 @contextlib.contextmanager
-def _torch_threads(number: int | None) -> Iterator[None]:
+def torch_threads(number: int | None) -> Iterator[None]:
     """Let torch compute with so many threads for a block."""
     before = torch.get_num_threads()
     try:
@@ -177,13 +178,3 @@ def _torch_threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    # By tanh, which does not overflow for large negative logits.
-    return np.asarray((1 + np.tanh(logits / 2)) / 2)

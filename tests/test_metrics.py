@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lowft.errors import ConfigError, DataError, LabelError, MissingExtraError, NonFiniteError
 from lowft.metrics import (
     bootstrap_error,
+    calibration_error,
     compute_metrics,
     default_metric,
     evaluation_report,
@@ -370,3 +371,43 @@ def test_the_bootstrap_needs_rows_and_draws(labels: np.ndarray[Any, Any], resamp
     logits = np.ones(0 if len(labels) == 0 else 4)
     with pytest.raises(ConfigError):
         bootstrap_error(lambda _, __: {}, logits, labels, resamples=resamples)
+
+
+@given(st.integers(1, 30), st.integers(2, 5), st.integers(1, 20), st.integers(0, 10_000))
+def test_calibration_error_is_the_mean_gap_of_the_bins(rows: int, classes: int, bins: int, seed: int) -> None:
+    """It is what the formula of Guo et al. gives when it is written down bin by bin."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.ones(classes), size=rows)
+    labels = rng.integers(classes, size=rows)
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    expected = 0.0
+    for number in range(bins):
+        inside = (sure > number / bins) & (sure <= (number + 1) / bins)
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
+    assert calibration_error(labels, probabilities, bins) == pytest.approx(expected)
+
+
+def test_calibration_error_of_several_classes_counts_each_decision() -> None:
+    """Where a row may have several classes, the share that is true is held against the probability, class by class."""
+    labels = np.array([[1, 0], [1, 0], [0, 0], [1, 1]])
+    assert calibration_error(labels, np.full((4, 2), 0.5)) == pytest.approx(0)
+    assert calibration_error(labels, np.full((4, 2), 0.75)) == pytest.approx(0.25)
+    assert calibration_error(labels, labels.astype(float)) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "bins", "error"),
+    [
+        ([0, 1], [[0.5, 0.5]], 15, ConfigError),
+        ([0], [[3.0, -1.0]], 15, ConfigError),
+        ([0], [[0.5, 0.5]], 0, ConfigError),
+        ([2], [[0.5, 0.5]], 15, LabelError),
+    ],
+)
+def test_calibration_error_refuses_what_does_not_fit(
+    labels: list[int], probabilities: list[list[float]], bins: int, error: type[Exception]
+) -> None:
+    """Shapes, probabilities, labels and bins that cannot be are errors."""
+    with pytest.raises(error):
+        calibration_error(np.array(labels), np.array(probabilities), bins)

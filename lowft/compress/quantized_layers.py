@@ -32,6 +32,7 @@ __all__ = [
     "QuantizedLinear",
     "Scheme",
     "can_be_quantized",
+    "count_weights",
     "fake_quantize_",
     "quantized_layer",
     "undo_fake_quantization_",
@@ -118,6 +119,22 @@ class QuantizedEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """Say what the layer is, where a model is printed."""
         return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
+
+
+def count_weights(model: nn.Module) -> int:
+    """Return how many numbers a model has learned, whatever they are stored as; tied ones count once.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> count_weights(layer), count_weights(QuantizedLinear(layer.weight, None, bits=4, dynamic=False))
+    (8, 6)
+    """
+    count = sum(parameter.numel() for parameter in model.parameters())
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            count += module.out_features * module.in_features
+        elif isinstance(module, QuantizedEmbedding):
+            count += module.num_embeddings * module.embedding_dim
+    return count
 
 
 @dataclass(eq=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-import lowft
+from lowft._fresh import ProcessError, run_fresh
 from lowft.checkpoint import model_tensors, read_tensors
 from lowft.errors import CheckpointError, LowftError
 from lowft.export.folder import read_folder
@@ -32,7 +30,6 @@ Verify = Literal["process", "here"]
 # Graphs compute in another order, and round activations in their own way: how far the logits may be from those of
 # PyTorch, as the root mean square of the difference over that of the logits themselves.
 _BOUNDS = {"float32": 1e-4, "float16": 0.02, "int8": 0.5}
-_PATIENCE = 600  # seconds for a fresh process
 
 
 def verify_export(
@@ -110,18 +107,10 @@ def _logits_elsewhere(folder: Path, texts: Any, settings: dict[str, Any]) -> npt
     with tempfile.TemporaryDirectory() as place:
         question, answer = Path(place, "question.json"), Path(place, "answer.npy")
         question.write_text(json.dumps([str(folder), texts, settings]), "utf-8")
-        paths = [str(Path(lowft.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(  # noqa: S603 - Python itself, with files that were just written
-            [sys.executable, "-m", "lowft.export.verification", str(question), str(answer)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_PATIENCE,
-        )
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-            raise CheckpointError(f"a fresh process could not read it: {lines[-1]}")
+        try:
+            run_fresh("lowft.export.verification", question, answer)
+        except ProcessError as error:
+            raise CheckpointError(f"a fresh process could not read it: {error}") from error
         loaded: npt.NDArray[np.float32] = np.load(answer, allow_pickle=False)
         return loaded
 

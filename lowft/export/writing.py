@@ -16,6 +16,7 @@ from lowft._inference import compute_logits
 from lowft._settings import check_choice
 from lowft.checkpoint import model_tensors, write_json, write_tensors
 from lowft.compress.quantization import quantization_sensitivity, quantize_, scheme_of
+from lowft.compress.quantized_layers import count_weights
 from lowft.compress.structure import structure_of
 from lowft.data.batching import TokenizedRows, accepted_inputs
 from lowft.errors import AccuracyDropError, ConfigError, ModelError
@@ -180,6 +181,7 @@ class Export:
             "format": EXPORT_FORMAT,
             "runtime": self.runtime,
             "weights": self.precision,
+            "parameters": count_weights(model),
             "model_class": type(model).__name__,
             "is_transformers": _is_pretrained(model),
             "base_model": _public_name(self.source, model),

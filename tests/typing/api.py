@@ -73,6 +73,12 @@ selection: lowft.Selection = {"top": 2, "train": ("*.bias",)}
 lowft.freeze_(model, **selection)
 lowft.freeze_(model, topp=2)  # type: ignore[call-arg]
 
+encoder = lowft.load_model("model")
+fewer, shorter, lost = lowft.prune_vocabulary(encoder, tokenizer, rows, min_count=2, keep=["film"])
+pruned_model: torch.nn.Module = fewer
+assert_type(lost, lowft.VocabularyReport)
+assert_type(lost.lost_share, float)
+
 # Strategies: those that lowft ships, combined, written to JSON and back.
 
 freeze = lowft.PartialFreeze(top=2, embeddings=True, freeze=("*LayerNorm*",))
@@ -253,6 +259,16 @@ comparison = lowft.Comparison()
 comparison.add("staged", accuracy=report["accuracy"], accuracy_interval=report.accuracy_interval, seconds=60, note="x")
 assert_type(comparison.to_frame(), pd.DataFrame)
 
+deployed = lowft.deployment_report({"float": "exports/float", "now": predictor, "run": trainer}, rows, threads=(1, 2))
+assert_type(deployed, lowft.DeploymentReport)
+assert_type(deployed["float"], lowft.Deployed)
+assert_type(deployed["float"].timings, tuple[lowft.Timing, ...])
+assert_type(deployed["float"].size_bytes, int | None)
+assert_type(deployed.verdicts(), list[str])
+assert_type(deployed.plot("plot.png", batch_size=1), Figure)
+assert_type(deployed.save("report.json"), Path)
+assert_type(deployed.to_frame(), pd.DataFrame)
+
 # A loop of one's own.
 
 run = lowft.attach(model, [unfreeze], stage=lowft.Stage(learning_rate=1e-4))
@@ -288,4 +304,5 @@ for loss in (
     assert_type(loss, torch.Tensor)
 measured = lowft.compute_metrics(labels.task, logits.numpy(), truth.numpy(), names=["accuracy"])
 assert_type(measured, dict[str, float])
+assert_type(lowft.calibration_error(truth.numpy(), logits.softmax(1).numpy(), bins=10), float)
 assert_type(lowft.evaluation_report(labels.task, logits.numpy(), truth.numpy(), labels.names), lowft.EvaluationReport)
