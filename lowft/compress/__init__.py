@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lowft.compress.costs import count_flops
 from lowft.compress.pruning import PruningReport, prune_
 from lowft.compress.quantization import QuantizationReport, SensitivityTable, quantization_sensitivity, quantize_
 from lowft.compress.student import make_student
@@ -10,6 +11,7 @@ __all__ = [
     "PruningReport",
     "QuantizationReport",
     "SensitivityTable",
+    "count_flops",
     "make_student",
     "prune_",
     "quantization_sensitivity",
