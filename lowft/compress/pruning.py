@@ -185,7 +185,7 @@ def prune_(  # noqa: PLR0913 - settings are keyword arguments, readable one by o
     whole = goal.find_parts(model)  # what cannot be told or measured is said before anything is left out
     if whole and layers and importance in GRADIENTS:
         next(gate_gradients(model, whole, rows))
-    dropped = layers_to_drop("prune_", model, layers, rows) if layers else []
+    dropped = layers_to_drop("prune_", model, layers, rows or None) if layers else []
     before = Size.of(model, shape[1])
     left_out = drop_layers_(model, dropped) if dropped else ()
     zeros = zero_smallest_(model, weights, scope) if weights else 0
@@ -272,24 +272,27 @@ def cut_(
         latency: The time reached.
     """
     neurons, heads = _units(model, find_neurons), _units(model, find_heads)
+    left = {"neurons": dict(neurons), "heads": dict(heads)}
     for part, numbers in zip(parts, kept, strict=True):
         if len(numbers) < part.units:
             cut_part_(model, part, numbers)
+            for site in part.sites:
+                left[part.kind][site.block] -= part.units - len(numbers)
     align_(model)
     for kind in ("heads", "neurons"):
         own = [(part, len(numbers)) for part, numbers in zip(parts, kept, strict=True) if part.kind == kind]
-        if any(left < part.units for part, left in own) and not _config_says(model, kind, own):
+        if any(count < part.units for part, count in own) and not _config_says(model, kind, own):
             word = _KINDS[kind]
-            record_(model, word, {word: {site.name: left for part, left in own for site in part.sites}})
+            record_(model, word, {word: {site.name: count for part, count in own for site in part.sites}})
     after = Size.of(model, before.tokens)
     return PruningReport(
         before=neurons,
-        after=_units(model, find_neurons),
+        after=left["neurons"],
         parameters_before=before.parameters,
         parameters_after=after.parameters,
         plain=not structure_of(model),
         heads_before=heads,
-        heads_after=_units(model, find_heads),
+        heads_after=left["heads"],
         flops_before=before.flops,
         flops_after=after.flops,
         tokens=before.tokens,

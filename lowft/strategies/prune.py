@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -256,7 +257,9 @@ class Prune(Strategy):
         found = [0.0]
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not distributed or torch.distributed.get_rank() == 0:
-            work.plan.meet_latency(model, by_mean([magnitudes(model, part) for part in work.parts]))
+            bare = copy.deepcopy(model)
+            remove_gates_(bare, work.parts)  # which take time, and will be gone
+            work.plan.meet_latency(bare, by_mean([magnitudes(bare, part) for part in work.parts]))
             found = [work.plan.target]
         if distributed:
             torch.distributed.broadcast_object_list(found)

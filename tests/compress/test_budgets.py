@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowft.compress import count_flops, prune_
-from lowft.compress.budgets import choose
+from lowft.compress.budgets import Goal, Plan, choose
 from lowft.compress.costs import Seconds
 from lowft.errors import ConfigError
 from tests.tiny import ARCHITECTURES, tiny_batch, tiny_model
@@ -49,11 +49,13 @@ def test_a_budget_is_kept_and_used_up(arch: str, what: str, scope: Any, importan
     """What is left costs at most what was asked for, by a count of the cut model, and not much less."""
     model = tiny_model(arch)
     settings: dict[str, Any] = {what: target, "scope": scope, "importance": importance, "shape": (1, 16)}
-    try:
-        report = prune_(model, multiple_of=1, **settings)
-    except ConfigError as error:  # embeddings and T5's tables are most of so small a model
-        assert "cannot be met" in str(error)
+    goal = Goal(0.0, 0.0, (what, 0.9999), scope, 1, (1, 16), uniform=False)
+    least = Plan(model, goal, goal.find_parts(model), importance).least()
+    if target < least:  # embeddings are most of so small a model
+        with pytest.raises(ConfigError, match=f"cannot be met: .* {least:.3f} of the whole"):
+            prune_(model, multiple_of=1, **settings)
         return
+    report = prune_(model, multiple_of=1, **settings)
     assert SIZES[what](report) <= target + 1e-9
     assert SIZES[what](report) > target - 0.2
     assert report.flops_after == count_flops(model, 16)
@@ -67,8 +69,8 @@ def test_neurons_and_heads_compete_by_what_they_cost() -> None:
         for layer in range(3):
             model.get_parameter(f"bert.encoder.layer.{layer}.attention.output.dense.weight")[:, :24] = 0
     report = prune_(model, flops=0.8, importance="fisher", scope="global", batches=batches, multiple_of=1)
-    assert set(report.heads_after.values()) == {1}
-    assert sum(report.after.values()) > 100
+    assert sum(report.heads_after.values()) < 12  # some of the heads that nothing reads are enough
+    assert report.after == report.before
 
 
 def test_one_share_serves_all_layers() -> None:
@@ -115,8 +117,14 @@ def test_a_latency_that_cannot_be_met_says_what_can(time_by_size: list[tuple[int
     assert count_flops(model) == count_flops(tiny_model("bert"))
 
 
-def test_real_time_is_measured() -> None:
-    """Without a stand-in for the clock, a budget of almost all time is met by some model that really ran."""
-    report = prune_(tiny_model("bert", num_layers=2), latency=0.999, shape=(1, 4), multiple_of=1)
-    assert report.latency is not None
-    assert report.latency <= 0.999
+def test_real_passes_are_timed() -> None:
+    """Without a stand-in for the clock, both models run on batches of the shape, in evaluation mode."""
+    small, whole = tiny_model("bert", num_layers=1).train(), tiny_model("bert")
+    shapes = []
+    for model in (small, whole):
+        model.get_input_embeddings().register_forward_hook(
+            lambda module, args, _: shapes.append((tuple(args[0].shape), module.training))
+        )
+    assert Seconds((2, 5)).ratio(small, whole) > 0
+    assert set(shapes) == {((2, 5), False)}
+    assert small.training

@@ -69,7 +69,7 @@ def test_cutting_gives_what_shutting_gave(arch: str, kinds: list[str], seed: int
     assert torch.equal(logits_of(again, arch), cut)
 
 
-def said_by_config(model: Any) -> dict[str, int]:
+def said_by_config(model: Any) -> dict[str, Any]:
     """Return the words of a config that a cut may have changed."""
     words = ("intermediate_size", "d_ff", "n_inner", "hidden_dim", "num_heads", "num_key_value_heads", "head_dim")
     found = {word: getattr(model.config, word, None) for word in words}

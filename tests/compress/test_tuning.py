@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from lowft.compress import prune_
 from lowft.compress.attention import find_heads
 from lowft.compress.feed_forward import find_neurons
+from lowft.compress.parts import cut_part_
 from lowft.compress.tuning import tune_
 from tests.compress.test_parts import logits_of
 from tests.tiny import ARCHITECTURES, tiny_batch, tiny_model
@@ -35,12 +35,17 @@ def test_a_unit_that_has_a_twin_is_made_up_for() -> None:
                 tensor[32:] = tensor[:32]
     whole = logits_of(model, "bert")
     batches = [tiny_batch("bert", seed=seed, rows=8) for seed in range(6)]
+    parts = (*find_heads(model), *find_neurons(model))
+    kept = [torch.arange(part.units // 2) for part in parts]
     tuned, untuned = copy.deepcopy(model), copy.deepcopy(model)
-    report = prune_(tuned, 0.5, heads=0.5, batches=batches, tune=True)
-    assert set(report.heads_after.values()) == {2}
-    prune_(untuned, 0.5, heads=0.5)
-    assert (logits_of(untuned, "bert") - whole).abs().max() > 0.05
-    assert (logits_of(tuned, "bert") - whole).abs().max() < 0.1 * (logits_of(untuned, "bert") - whole).abs().max()
+    tune_(tuned, parts, kept, batches)
+    errors = []
+    for pruned in (tuned, untuned):
+        for part, numbers in zip(parts, kept, strict=True):
+            cut_part_(pruned, part, numbers)
+        errors.append(float((logits_of(pruned, "bert") - whole).abs().max()))
+    assert errors[1] > 0.5
+    assert errors[0] < 0.1 * errors[1]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
