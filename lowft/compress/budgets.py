@@ -23,6 +23,7 @@ __all__ = ["Goal", "Plan", "Scope", "choose"]
 Scope = Literal["layer", "global"]
 BUDGETS = ("parameters", "flops", "latency")
 _HALVINGS = 40  # of the interval in which a share is looked for
+_ROUNDING = 1e-9  # what was counted once is still within the budget that it made
 _TIMINGS = 6  # of really cut models on the way to a latency
 
 
@@ -170,7 +171,7 @@ class Plan:
         """
         goal = self.goal
         if goal.budget is not None:
-            return self._within(scores, 1 - (1 - self.target) * progress)
+            return self._within(scores, 1 - (1 - self.target) * progress + _ROUNDING)
         found: dict[int, Tensor] = {}
         for kind, share, multiple in (("heads", goal.heads, 1), ("neurons", goal.neurons, goal.multiple_of)):
             own = [at for at, part in enumerate(self.parts) if part.kind == kind]
@@ -191,32 +192,34 @@ class Plan:
             ConfigError: Not even the smallest model is that fast.
         """
 
-        def ratio(fraction: float) -> float:
+        def measure(fraction: float) -> tuple[float, float]:
+            """Return what a model within a fraction of the operations really has of them, and of the time."""
             small = copy.deepcopy(model)
             self.target = fraction
-            for part, numbers in zip(self.parts, self.kept(scores), strict=True):
+            kept = self.kept(scores)
+            for part, numbers in zip(self.parts, kept, strict=True):
                 cut_part_(small, part, numbers)
-            return Seconds(self.goal.shape).ratio(small, model)
+            return self._cost([len(numbers) for numbers in kept]), Seconds(self.goal.shape).ratio(small, model)
 
         wanted = self.target
         low, high = self.least(), 1.0
-        reached = fastest = ratio(low)
-        if fastest > wanted:
+        found, reached = measure(low)
+        if reached > wanted:
             self.target = wanted
             raise ConfigError(
                 f"latency={wanted:g} cannot be met: with one head and {self.goal.multiple_of} neurons in each layer, "
-                f"the model takes {fastest:.2f} of the whole model's time for {self.goal.shape[0]} × "
+                f"the model takes {reached:.2f} of the whole model's time for {self.goal.shape[0]} × "
                 f"{self.goal.shape[1]} tokens, which is the least there can be. Leave out layers, or choose a smaller "
                 f"model"
             )
         for _ in range(_TIMINGS):
             middle = (low + high) / 2
-            took = ratio(middle)
+            cost, took = measure(middle)
             if took <= wanted:
-                low, reached = middle, took
+                low, found, reached = middle, cost, took
             else:
                 high = middle
-        self.target = low
+        self.target = found
         return reached
 
     def _step(self, part: Part) -> int:

@@ -37,7 +37,7 @@ def test_what_is_kept(widths: list[int], share: float, scope: Any, multiple: int
         assert not left or values[kept].min() >= values[left].max()
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.sampled_from(ARCHITECTURES),
     st.sampled_from(["parameters", "flops"]),
@@ -56,7 +56,7 @@ def test_a_budget_is_kept_and_used_up(arch: str, what: str, scope: Any, importan
             prune_(model, multiple_of=1, **settings)
         return
     report = prune_(model, multiple_of=1, **settings)
-    assert SIZES[what](report) <= target + 1e-9
+    assert SIZES[what](report) <= target + 1e-8
     assert SIZES[what](report) > target - 0.2
     assert report.flops_after == count_flops(model, 16)
 

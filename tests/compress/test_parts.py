@@ -40,7 +40,7 @@ def drawn(part: Part, generator: torch.Generator) -> torch.Tensor:
     return mask
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.sampled_from(ARCHITECTURES), st.sampled_from([["neurons"], ["heads"], ["neurons", "heads"]]), st.integers(0))
 def test_cutting_gives_what_shutting_gave(arch: str, kinds: list[str], seed: int) -> None:
     """For any architecture and any choice of units, the smaller model answers as the gated one, and is rebuilt."""

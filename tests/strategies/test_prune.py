@@ -146,7 +146,7 @@ def test_a_latency_is_measured_once_and_saved(tmp_path: Path, monkeypatch: pytes
     speed = 1.0
     whole = tiny_trainer(output_dir=tmp_path / "whole", **settings)
     whole.fit()
-    assert count_flops(whole.model, 16) / count_flops(tiny_model("bert"), 16) <= 0.6
+    assert count_flops(whole.model, 16) / count_flops(tiny_model("bert"), 16) <= 0.6 + 1e-6
     shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "resumed" / "checkpoint-1")
     speed, count = 0.5, len(measured)
     resumed = tiny_trainer(output_dir=tmp_path / "resumed", **settings)
