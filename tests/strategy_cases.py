@@ -119,6 +119,7 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "distill": Distill(tiny_teacher(), alpha=(0.9, 0.3), temperature=(4.0, 1.0)),
     "prune": Prune(0.5, multiple_of=4),
+    "prune heads and neurons": Prune(0.5, heads=0.5, scope="global", importance="magnitude", multiple_of=4),
     "prune at the start": Prune(0.5, importance="magnitude", when="start"),
     "quantize": Quantize("int8"),
     "quantize in a stage": Quantize("int8", when="stage", embeddings=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lowft.compress.costs import count_flops
 from lowft.compress.pruning import PruningReport, prune_
 from lowft.compress.quantization import QuantizationReport, SensitivityTable, quantization_sensitivity, quantize_
 from lowft.compress.student import make_student
@@ -12,6 +13,7 @@ __all__ = [
     "QuantizationReport",
     "SensitivityTable",
     "VocabularyReport",
+    "count_flops",
     "make_student",
     "prune_",
     "prune_vocabulary",

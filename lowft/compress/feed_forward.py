@@ -1,199 +1,76 @@
-"""The feed-forward neurons of a model: where they are, what gates them, how they are cut out.
+"""The feed-forward neurons of a model: where they are.
 
-A neuron is one row of the layers that compute it and one column of the layer that reads it. They are found by shape
-alone: in each block, the linear layer with most inputs reads them, and those with as many outputs compute them (twice
-as many where a gate and a value are computed by one layer).
+They are found by shape alone, so on any architecture: what is left of a block without its attention is layers that
+compute neurons (twice as many where a gate and a value are computed by one layer) and the one that reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lowft.compress.attention import find_heads
+from lowft.compress.linear import in_and_out, is_linear, out_first
+from lowft.compress.parts import Part, Site, cut_part_
 from lowft.errors import ModelError
 from lowft.models.layers import find_layers
 
-__all__ = [
-    "FeedForward",
-    "add_gates_",
-    "column_sums",
-    "cut_neurons_",
-    "find_feed_forwards",
-    "gate_of",
-    "is_conv1d",
-    "magnitudes",
-    "out_first",
-    "rebuild_widths_",
-    "remove_gates_",
-]
-
-_GATE = "lowft_gate"  # a buffer, so that it is saved, restored and rolled back with the weights
+__all__ = ["find_neurons", "out_first", "rebuild_widths_"]
 
 
-@dataclass(frozen=True)
-class FeedForward:
-    """The feed-forward layers of one block.
-
-    Attributes:
-        block: The block's name.
-        computes: Names of the linear layers that compute the neurons.
-        reads: Name of the linear layer that reads them.
-        width: How many there are.
-    """
-
-    block: str
-    computes: tuple[str, ...]
-    reads: str
-    width: int
-
-
-def find_feed_forwards(model: nn.Module) -> tuple[FeedForward, ...]:
-    """Find the feed-forward layers of each block, bottom to top.
+def find_neurons(model: nn.Module) -> tuple[Part, ...]:
+    """Find the feed-forward neurons of each block, bottom to top.
 
     Raises:
-        ModelError: There are no blocks, or a block in which they cannot be told from the attention.
+        ModelError: There are no blocks, or a block in which they cannot be told by the shapes of its layers.
     """
-    found = []
-    for block in find_layers(model).blocks:
-        linears = {
-            f"{block}.{name}": _shape(module)
-            for name, module in model.get_submodule(block).named_modules()
-            if _is_linear(module)
-        }
-        width = max((inputs for inputs, _ in linears.values()), default=0)
-        reads = [name for name, (inputs, _) in linears.items() if inputs == width]
-        computes = tuple(name for name, (_, outputs) in linears.items() if outputs in (width, 2 * width))
-        if len(reads) != 1 or not computes or linears[reads[0]][1] == width or reads[0] in computes:
-            listed = ", ".join(f"{name} {inputs} → {outputs}" for name, (inputs, outputs) in linears.items())
-            raise ModelError(
-                f"the feed-forward neurons of {block!r} cannot be told by their shapes: one linear layer must have "
-                f"more inputs than all others, and others as many outputs. It holds {listed or 'no linear layers'}"
-            )
-        found.append(FeedForward(block, computes, reads[0], width))
-    return tuple(found)
+    attention = _attention(model)
+    return tuple(_neurons_of(model, block, attention) for block in find_layers(model).blocks)
 
 
-def add_gates_(model: nn.Module, parts: tuple[FeedForward, ...]) -> None:
-    """Multiply each neuron's output by a gate, 1 at first, that is saved with the weights."""
-    for part in parts:
-        reads = model.get_submodule(part.reads)
-        device = next(reads.parameters()).device
-        reads.register_buffer(_GATE, torch.ones(part.width, device=device))
-        reads.register_forward_pre_hook(_apply_gate)
+def _attention(model: nn.Module) -> set[str]:
+    """Return the names of the linear layers of the attention, where it is of a known family."""
+    try:
+        sites = [site for part in find_heads(model) for site in part.sites]
+    except ModelError:
+        return set()
+    return {name for site in sites for name in (site.reads, *(own for own, _ in site.computes))}
 
 
-def gate_of(model: nn.Module, part: FeedForward) -> Tensor:
-    """Return the gate of a block's neurons, `[width]`, to be read and written."""
-    gate: Tensor = model.get_submodule(part.reads).get_buffer(_GATE)
-    return gate
-
-
-def remove_gates_(model: nn.Module, parts: tuple[FeedForward, ...]) -> None:
-    """Take the gates away; neurons that they had shut are open again."""
-    for part in parts:
-        reads = model.get_submodule(part.reads)
-        delattr(reads, _GATE)
-        hooks = reads._forward_pre_hooks  # noqa: SLF001 - a copied model has no handle to remove its hooks by
-        for number in [number for number, hook in hooks.items() if hook is _apply_gate]:
-            del hooks[number]
-
-
-def _apply_gate(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    gate: Tensor = module.get_buffer(_GATE)
-    return (args[0] * gate.to(args[0].dtype), *args[1:])
-
-
-@torch.no_grad()
-def magnitudes(model: nn.Module, part: FeedForward) -> Tensor:
-    """Return the L2 norm of all weights of each neuron, `[width]`, on the CPU."""
-    squares = torch.zeros(part.width)
-    for name in part.computes:
-        rows = out_first(model.get_submodule(name)).float().square().sum(dim=1).cpu()
-        squares += rows.view(-1, part.width).sum(dim=0)
-    squares += out_first(model.get_submodule(part.reads)).float().square().sum(dim=0).cpu()
-    return squares.sqrt()
-
-
-@torch.no_grad()
-def column_sums(model: nn.Module, part: FeedForward, gradient: Tensor) -> Tensor:
-    """Return the derivative of the loss by each neuron's gate, `[width]`, on the CPU.
-
-    Scaling a neuron is scaling the column that reads it, so its derivative is the sum over that column of weight times
-    gradient.
-
-    Args:
-        model: The model.
-        part: The neurons.
-        gradient: That of the weight that reads them.
-    """
-    reads = model.get_submodule(part.reads)
-    product = (reads.weight * gradient).float()  # type: ignore[operator]
-    return product.sum(dim=1 if is_conv1d(reads) else 0).cpu()
-
-
-@torch.no_grad()
-def cut_neurons_(model: nn.Module, part: FeedForward, kept: Tensor) -> None:
-    """Leave only the neurons with the numbers `kept`, `[neurons]`, in this order; frozen weights stay frozen."""
-    for name in part.computes:
-        module = model.get_submodule(name)
-        halves = _shape(module)[1] // part.width
-        rows = torch.cat([kept + half * part.width for half in range(halves)])
-        _keep_(module, rows, outputs=True)
-    _keep_(model.get_submodule(part.reads), kept, outputs=False)
-
-
-def _keep_(module: nn.Module, kept: Tensor, *, outputs: bool) -> None:
-    trains = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
-    if is_conv1d(module):
-        # torch-pruning 1.6 does not know GPT-2's Conv1D, whose weight is [inputs, outputs].
-        names = ("weight", "bias") if outputs else ("weight",)
-        for name in names:
-            old = module.get_parameter(name)
-            index = kept.to(old.device)
-            setattr(module, name, nn.Parameter(old.index_select(old.ndim - 1 if outputs else 0, index)))
-        if outputs:
-            module.nf = len(kept)  # type: ignore[assignment]
+def _neurons_of(model: nn.Module, block: str, attention: set[str]) -> Part:
+    held = {
+        f"{block}.{name}": in_and_out(module)
+        for name, module in model.get_submodule(block).named_modules()
+        if is_linear(module)
+    }
+    linears = {name: shape for name, shape in held.items() if name not in attention}
+    # Of an attention that is not known, the layers have as many inputs as the model is wide: fewer than neurons.
+    width = max((inputs for inputs, _ in linears.values()), default=0) if len(linears) == len(held) else None
+    for reads, (inputs, outputs) in reversed(linears.items()):  # what is read is registered before what reads it
+        others = {name: shape for name, shape in linears.items() if name != reads}
+        computes = {name: shape[1] // inputs for name, shape in others.items() if shape[1] in (inputs, 2 * inputs)}
+        if width is None:
+            fits = len(computes) == len(others) and all(shape[0] == outputs for shape in others.values())
         else:
-            module.nx = len(kept)  # type: ignore[assignment]
-    else:
-        import torch_pruning
-
-        prune = torch_pruning.prune_linear_out_channels if outputs else torch_pruning.prune_linear_in_channels
-        size = _shape(module)[1 if outputs else 0]
-        prune(module, sorted(set(range(size)) - set(kept.tolist())))
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(trains[name])
+            most = [name for name, shape in linears.items() if shape[0] == width]
+            fits = most == [reads] and outputs != width
+        if fits and computes:
+            return Part("neurons", (Site(block, block, tuple(computes.items()), reads),), inputs)
+    listed = ", ".join(f"{name} {inputs} → {outputs}" for name, (inputs, outputs) in held.items())
+    raise ModelError(
+        f"the feed-forward neurons of {block!r} cannot be told by their shapes: beside its attention, one linear layer "
+        f"must read what the others compute, and have more inputs than all others where lowft does not know the "
+        f"attention. It holds {listed or 'no linear layers'}"
+    )
 
 
 def rebuild_widths_(model: nn.Module, plan: Mapping[str, Any]) -> None:
     """Give the blocks of a model of the config the widths of a plan; which neurons are left does not matter."""
-    parts = {part.block: part for part in find_feed_forwards(model)}
+    parts = {part.sites[0].block: part for part in find_neurons(model)}
     for block, width in plan["widths"].items():
-        if not 0 < width <= parts[block].width:
-            raise ValueError(f"{block} has {parts[block].width} neurons, and cannot be cut to {width}")
-        cut_neurons_(model, parts[block], torch.arange(width))
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Say whether a layer is GPT-2's linear layer, or a subclass of it."""
-    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_conv1d(module)
-
-
-def _shape(module: nn.Module) -> tuple[int, int]:
-    """Return a linear layer's inputs and outputs."""
-    rows, columns = module.get_parameter("weight").shape
-    return (rows, columns) if is_conv1d(module) else (columns, rows)
-
-
-def out_first(module: nn.Module) -> Tensor:
-    """Return a linear layer's weight, `[outputs, inputs]`."""
-    weight = module.get_parameter("weight")
-    return weight.T if is_conv1d(module) else weight
+        if not 0 < width <= parts[block].units:
+            raise ValueError(f"{block} has {parts[block].units} neurons, and cannot be cut to {width}")
+        cut_part_(model, parts[block], torch.arange(width))

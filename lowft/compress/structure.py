@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lowft.errors import CheckpointCorruptError
+from lowft.models.layers import within
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import torch
 
-__all__ = ["rebuild_", "record_", "structure_of"]
+__all__ = ["rebuild_", "record_", "rename_", "structure_of"]
 
 _ATTRIBUTE = "lowft_structure"
 
@@ -43,6 +44,36 @@ def structure_of(model: torch.nn.Module) -> list[dict[str, Any]]:
     return list(getattr(model, _ATTRIBUTE, []))
 
 
+def rename_(model: torch.nn.Module, names: Mapping[str, str], gone: Collection[str]) -> None:
+    """Let a model's structure call blocks by other names, and say nothing of those that are gone.
+
+    Args:
+        model: The model.
+        names: New names by old ones.
+        gone: Names of blocks that the model no longer has.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 2)
+    >>> record_(model, "widths", {"widths": {"block.0": 8, "block.1": 4}})
+    >>> rename_(model, {"block.1": "block.0"}, ["block.0"])
+    >>> structure_of(model)
+    [{'kind': 'widths', 'plan': {'widths': {'block.0': 4}}}]
+    """
+
+    def renamed(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        found = {}
+        for name, own in value.items():
+            old = next((old for old in (*names, *gone) if within(name, old)), None)
+            if old is None or old in names:
+                found[name if old is None else f"{names[old]}{name.removeprefix(old)}"] = renamed(own)
+        return found
+
+    if structure_of(model):
+        setattr(model, _ATTRIBUTE, [{**entry, "plan": renamed(entry["plan"])} for entry in structure_of(model)])
+
+
 def rebuild_(model: torch.nn.Module, structure: Sequence[Mapping[str, Any]], source: object) -> None:
     """Give a model of the config the shape that a structure describes; its weights are then still to be filled in.
 
@@ -59,10 +90,12 @@ def rebuild_(model: torch.nn.Module, structure: Sequence[Mapping[str, Any]], sou
     for entry in structure:
         if not isinstance(entry, dict) or not isinstance(entry.get("plan"), dict):
             raise CheckpointCorruptError(f"{source}: not an entry of a structure: {entry!r}")
+        from lowft.compress.attention import rebuild_heads_
         from lowft.compress.feed_forward import rebuild_widths_
         from lowft.compress.quantization import rebuild_quantized_
 
-        rebuild = {"widths": rebuild_widths_, "quantized": rebuild_quantized_}.get(str(entry.get("kind")))
+        kinds = {"heads": rebuild_heads_, "widths": rebuild_widths_, "quantized": rebuild_quantized_}
+        rebuild = kinds.get(str(entry.get("kind")))
         if rebuild is None:
             raise CheckpointCorruptError(f"{source}: a structure of the kind {entry.get('kind')!r} is unknown here")
         try:

@@ -17,7 +17,7 @@ from lowft.models.layers import find_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["make_student"]
+__all__ = ["choose_layers", "make_student", "say_layers_"]
 
 _PATTERN_OF_LAYERS = ("layer_types", "mlp_layer_types")  # entries of a config with one value for each layer
 
@@ -67,8 +67,9 @@ def make_student(
         )
     stacks = sorted({name.rpartition(".")[0] for name in found.blocks})
     total = min(sum(name.rpartition(".")[0] == stack for name in found.blocks) for stack in stacks)
-    kept = _choose(layers, keep, total)
-    config = _config(teacher.config, kept)
+    kept = choose_layers(layers, keep, total)
+    config = copy.deepcopy(teacher.config)
+    say_layers_(config, kept)
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced: the caller's stream goes on unmoved
         student: Any = type(teacher)(config)
     student.load_state_dict(_weights(teacher, student, stacks, kept), strict=True)
@@ -78,7 +79,7 @@ def make_student(
     return made
 
 
-def _choose(layers: int | Sequence[int], keep: str, total: int) -> list[int]:
+def choose_layers(layers: int | Sequence[int], keep: str, total: int) -> list[int]:
     """Return the numbers of the layers to keep, in order."""
     check_choice("keep", keep, ("even", "top", "bottom"))
     if isinstance(layers, Sequence) and not isinstance(layers, str):
@@ -98,9 +99,8 @@ def _choose(layers: int | Sequence[int], keep: str, total: int) -> list[int]:
     return [round(place * (total - 1) / (count - 1)) for place in range(count)]
 
 
-def _config(teacher: Any, kept: Sequence[int]) -> Any:
-    """Return the teacher's configuration with fewer layers."""
-    config = copy.deepcopy(teacher)
+def say_layers_(config: Any, kept: Sequence[int]) -> None:
+    """Let a configuration say that only the layers with the numbers `kept` are left."""
     for name in _PATTERN_OF_LAYERS:
         pattern = getattr(config, name, None)
         if isinstance(pattern, list):
@@ -108,7 +108,6 @@ def _config(teacher: Any, kept: Sequence[int]) -> Any:
     config.num_hidden_layers = len(kept)
     if getattr(config, "is_encoder_decoder", False):
         config.num_decoder_layers = len(kept)
-    return config
 
 
 def _weights(teacher: Any, student: Any, stacks: Sequence[str], kept: Sequence[int]) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Trace", "used_by_others"]
+__all__ = ["Trace", "run_once", "used_by_others"]
 
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call] # its __init_subclass__ has no types
@@ -141,21 +141,21 @@ def _watched_run(model: nn.Module, watch: TorchDispatchMode) -> None:
     try:
         model.eval()
         with contextlib.suppress(Exception), forked, torch.no_grad(), watch:  # it may refuse made-up input in any way
-            _run_once(model, device)
+            run_once(model, device)
     finally:
         for module, training in modes:
             module.training = training
 
 
-def _run_once(model: nn.Module, device: torch.device) -> None:
-    """Run `model` on one made-up text of four tokens."""
+def run_once(model: nn.Module, device: torch.device, *, rows: int = 1, tokens: int = 4) -> None:
+    """Run `model` on made-up texts, `[rows, tokens]`; raises what the model raises on such."""
     while (inner := _wrapped(model)) is not None:  # a wrapper would compile, or talk to other processes
         model = inner
     config = getattr(model, "config", None)
-    ids = torch.zeros(1, 4, dtype=torch.long, device=device)
+    ids = torch.zeros(rows, tokens, dtype=torch.long, device=device)
     end = getattr(config, "eos_token_id", None)
     if isinstance(end, int) and end < getattr(config, "vocab_size", 0):
-        ids[0, -1] = end  # T5's classifier reads the state at the end token
+        ids[:, -1] = end  # T5's classifier reads the state at the end token
     known = inspect.signature(model.forward).parameters
     inputs = {"input_ids": ids, "decoder_input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if "input_ids" in known:

@@ -1,4 +1,4 @@
-"""Neurons that are cut out: the same answers as with them shut, less to compute, and a shape that loads again."""
+"""prune_: what it keeps, what it says, what plain transformers then loads, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,77 +11,39 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from lowft.checkpoint import load_tensors_, model_tensors
-from lowft.compress import prune_
-from lowft.compress.feed_forward import add_gates_, find_feed_forwards, gate_of, remove_gates_
-from lowft.compress.pruning import choose_neurons, cut_
+from lowft.compress import prune_, quantize_
+from lowft.compress.attention import find_heads
+from lowft.compress.feed_forward import find_neurons
 from lowft.compress.structure import rebuild_, structure_of
-from lowft.errors import CheckpointCorruptError, ConfigError, ModelError
+from lowft.errors import ConfigError, ModelError
 from lowft.models import load_model
+from tests.compress.test_parts import logits_of
 from tests.runs import tiny_trainer
 from tests.tiny import ARCHITECTURES, tiny_batch, tiny_model
 
 GRADIENTS = ("taylor", "fisher")
+LAYER = "bert.encoder.layer"
 
 
-def logits_of(model: torch.nn.Module, arch: str) -> torch.Tensor:
-    """Return the logits of a ragged batch."""
-    batch = tiny_batch(arch)
-    with torch.no_grad():
-        answer: torch.Tensor = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return answer
+def widths(model: torch.nn.Module) -> dict[str, int]:
+    """Return the neurons left in each block."""
+    return {part.sites[0].block: part.units for part in find_neurons(model)}
 
 
-def widths(model: torch.nn.Module, arch: str = "bert") -> dict[str, int]:
-    """Return the neurons left in each block, wherever the whole model has them."""
-    parts = find_feed_forwards(tiny_model(arch))
-    names = {part.block: part.reads for part in parts if part.reads in dict(model.named_modules())}
-    sizes = {block: model.get_parameter(f"{name}.weight").shape for block, name in names.items()}
-    return {block: int(size[0 if arch == "gpt2" else 1]) for block, size in sizes.items()}
-
-
-@settings(max_examples=40)
-@given(st.sampled_from(ARCHITECTURES), st.integers(0, 10_000))
-def test_cutting_neurons_gives_what_shutting_them_gave(arch: str, seed: int) -> None:
-    """For any architecture and any choice of neurons, the smaller model answers as the gated one."""
-    model = tiny_model(arch, num_layers=2)
-    whole, parts = logits_of(model, arch), find_feed_forwards(model)
-    add_gates_(model, parts)
-    assert torch.equal(logits_of(model, arch), whole)
-    generator = torch.Generator().manual_seed(seed)
-    for part in parts:
-        gate_of(model, part).copy_(torch.rand(part.width, generator=generator) < 0.6)
-        gate_of(model, part)[0] = 1
-    gated = logits_of(model, arch)
-    kept = [gate_of(model, part).nonzero()[:, 0] for part in parts]
-    remove_gates_(model, parts)
-    assert torch.equal(logits_of(model, arch), whole)
-    report = cut_(model, parts, kept)
-    torch.testing.assert_close(logits_of(model, arch), gated, rtol=0, atol=1e-5)
-    assert report.parameters_after == sum(parameter.numel() for parameter in model.parameters())
-    assert report.parameters_after < report.parameters_before
-    assert widths(model, arch) == report.after
-
-
-def test_the_comparison_can_fail() -> None:
-    """Negative control: other neurons than those that were shut give other answers."""
-    model = tiny_model("bert")
-    parts = find_feed_forwards(model)
-    one, other = copy.deepcopy(model), copy.deepcopy(model)
-    cut_(one, parts, [torch.arange(32) for _ in parts])
-    cut_(other, parts, [torch.arange(32, 64) for _ in parts])
-    assert (logits_of(one, "bert") - logits_of(other, "bert")).abs().max() > 1e-2
+def heads(model: torch.nn.Module) -> list[int]:
+    """Return the heads left in each part."""
+    return [part.units for part in find_heads(model)]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_one_width_for_all_is_loaded_by_plain_transformers(arch: str, tmp_path: Path) -> None:
     """Where every layer keeps as many, the config says so, and nothing is drawn at random on loading."""
     model = tiny_model(arch)
-    report = prune_(model, 0.5)
+    sayable = arch in {"llama", "t5"}  # their configs give the size of a head by itself
+    report = prune_(model, 0.5, heads=0.5 if sayable else 0.0, uniform=True)
     assert report.plain
     assert not structure_of(model)
     model.save_pretrained(tmp_path)
@@ -89,13 +51,26 @@ def test_one_width_for_all_is_loaded_by_plain_transformers(arch: str, tmp_path: 
     assert not told["missing_keys"]
     assert not told["mismatched_keys"]
     assert torch.equal(logits_of(reloaded.eval(), arch), logits_of(model, arch))
+    assert heads(reloaded) == [count // (1 + sayable) for count in heads(tiny_model(arch))]
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch not in {"llama", "t5"}])
+def test_uniform_refuses_heads_that_a_config_cannot_say(arch: str) -> None:
+    """The message says why and the ways out; the model is as it was."""
+    model = tiny_model(arch)
+    with pytest.raises(ModelError, match=r"config of this .* cannot say .* uniform=True .* leave uniform out"):
+        prune_(model, heads=0.5, layers=0 if arch == "albert" else 1, uniform=True)
+    assert heads(model) == heads(tiny_model(arch))
+    report = prune_(model, parameters=0.9, uniform=True)  # neurons alone can meet a budget
+    assert report.plain
+    assert report.heads_after == report.heads_before
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "albert"])
-def test_widths_that_differ_are_rebuilt(arch: str) -> None:
+def test_what_differs_is_rebuilt(arch: str) -> None:
     """Where layers keep different numbers, the structure says them, and every weight fits the rebuilt model."""
     model = tiny_model(arch)
-    report = prune_(model, 0.4, scope="global", importance="random", multiple_of=1, seed=3)
+    report = prune_(model, 0.4, heads=0.4, scope="global", importance="random", multiple_of=1, seed=3)
     assert len(set(report.after.values())) > 1
     assert not report.plain
     again = tiny_model(arch, seed=5)
@@ -104,10 +79,10 @@ def test_widths_that_differ_are_rebuilt(arch: str) -> None:
     assert torch.equal(logits_of(again, arch), logits_of(model, arch))
 
 
-def test_a_model_of_many_widths_is_exported_and_loaded_elsewhere(tmp_path: Path) -> None:
+def test_an_uneven_model_is_exported_and_loaded_elsewhere(tmp_path: Path) -> None:
     """A fresh process gives the same bits, and so does further training from the folder; plain loading says no."""
     model = tiny_model("bert")
-    prune_(model, 0.4, scope="global", importance="random", multiple_of=1, seed=3)
+    prune_(model, 0.4, heads=0.5, scope="global", importance="random", multiple_of=1, seed=3)
     trainer = tiny_trainer(model=model)
     trainer.fit()
     folder = trainer.export(tmp_path / "small", verify="here")
@@ -117,137 +92,127 @@ def test_a_model_of_many_widths_is_exported_and_loaded_elsewhere(tmp_path: Path)
     assert json.loads(answer.stdout.splitlines()[-1]) == trainer._predictor().predict_logits(texts).tolist()
     reloaded = load_model(folder)
     assert widths(reloaded) == widths(trainer.model)
+    assert heads(reloaded) == heads(trainer.model)
     with pytest.raises(RuntimeError, match="mismatch"):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-def test_two_cuts_in_a_row_are_rebuilt(tmp_path: Path) -> None:
-    """A model that was cut unevenly and then evenly has both cuts in its structure."""
-    model = tiny_model("bert")
-    prune_(model, 0.4, scope="global", importance="random", multiple_of=1, seed=3)
-    prune_(model, 0.5, multiple_of=1)
-    again = tiny_model("bert", seed=5)
-    rebuild_(again, structure_of(model), "memory")
-    load_tensors_(again, model_tensors(model), "memory")
-    assert torch.equal(logits_of(again, "bert"), logits_of(model, "bert"))
-
-
-@pytest.mark.parametrize(
-    "structure",
-    [
-        [{"kind": "widths", "plan": {"widths": {"no.such.block": 8}}}],
-        [{"kind": "widths", "plan": {"widths": {"bert.encoder.layer.0": 65}}}],
-        [{"kind": "widths", "plan": {}}],
-        [{"kind": "os.system", "plan": {}}],
-        [{"kind": "widths", "plan": None}],
-        ["widths"],
-    ],
-)
-def test_a_forged_structure_is_refused(structure: list[Any]) -> None:
-    """What does not fit the model is corrupt, not a traceback from its inside."""
-    with pytest.raises(CheckpointCorruptError, match="here:"):
-        rebuild_(tiny_model("bert"), structure, "here")
-
-
 @pytest.mark.parametrize("importance", ["magnitude", *GRADIENTS])
 def test_what_matters_is_kept(importance: Any) -> None:
-    """Neurons that nothing reads are the first to go, whatever measures them; their loss changes nothing."""
+    """Units that nothing reads are the first to go, whatever measures them; their loss changes nothing."""
     model = tiny_model("bert")
     dead = torch.arange(0, 64, 2)
     with torch.no_grad():
         for layer in range(3):
-            block = f"bert.encoder.layer.{layer}"
-            model.get_parameter(f"{block}.output.dense.weight")[:, dead] = 0
-            model.get_parameter(f"{block}.intermediate.dense.weight")[dead] *= 0.01
+            model.get_parameter(f"{LAYER}.{layer}.output.dense.weight")[:, dead] = 0
+            model.get_parameter(f"{LAYER}.{layer}.intermediate.dense.weight")[dead] *= 0.01
+            model.get_parameter(f"{LAYER}.{layer}.attention.output.dense.weight")[:, 8:24] = 0
+            for name in ("query", "key", "value"):
+                model.get_parameter(f"{LAYER}.{layer}.attention.self.{name}.weight")[8:24] *= 0.01
     before = logits_of(model, "bert")
     batches = [tiny_batch("bert", seed=seed) for seed in range(2)] if importance in GRADIENTS else None
-    prune_(model, 0.5, importance=importance, batches=batches)
+    prune_(model, 0.5, heads=0.5, importance=importance, batches=batches)
+    assert heads(model) == [2, 2, 2]
     torch.testing.assert_close(logits_of(model, "bert"), before, rtol=0, atol=1e-5)
 
 
-def test_first_order_importance_is_the_derivative_by_the_gate() -> None:
-    """Weight times gradient, summed over a column, is what a gate on the neuron's output would have as gradient."""
-    model, batch = tiny_model("gpt2"), tiny_batch("gpt2")
-    from lowft.compress.pruning import _gradient_scores
-
-    parts = find_feed_forwards(model)
-    found = _gradient_scores(model, parts, [batch], squared=False)
-    add_gates_(model, parts)
-    gates = [gate_of(model, part).requires_grad_() for part in parts]
-    expected = torch.autograd.grad(model(**batch).loss, gates)
-    for own, gradient in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, gradient.abs(), rtol=1e-4, atol=1e-6)
+def test_chance_is_a_matter_of_the_seed() -> None:
+    """Equal seeds cut the same units, others do not."""
+    models = [tiny_model("bert") for _ in range(3)]
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        prune_(model, 0.5, heads=0.5, importance="random", seed=seed)
+    one, same, other = (logits_of(model, "bert") for model in models)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 def test_measuring_leaves_gradients_and_flags_alone() -> None:
-    """The caller's gradients, frozen weights and mode are as before."""
+    """The caller's gradients, frozen weights and mode are as before, though nothing of the model trains."""
     model = tiny_model("bert").train()
     model.classifier.weight.grad = torch.ones_like(model.classifier.weight)
-    frozen = model.get_parameter("bert.encoder.layer.0.output.dense.weight").requires_grad_(False)
-    prune_(model, 0.5, importance="fisher", batches=[tiny_batch("bert")])
+    for parameter in model.bert.parameters():
+        parameter.requires_grad_(False)
+    prune_(model, 0.5, heads=0.5, importance="fisher", batches=[tiny_batch("bert")], tune=True)
     assert model.training
     assert torch.equal(model.classifier.weight.grad, torch.ones_like(model.classifier.weight))
-    assert frozen.shape == (32, 64)  # the module has another, smaller one by now
-    assert not model.get_parameter("bert.encoder.layer.0.output.dense.weight").requires_grad
-    assert model.get_parameter("bert.encoder.layer.1.output.dense.weight").requires_grad
-
-
-@given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=5),
-    st.floats(0, 0.99),
-    st.sampled_from(["layer", "global"]),
-    st.integers(1, 16),
-)
-def test_what_is_kept(widths: list[int], share: float, scope: Any, multiple: int) -> None:
-    """The best of each layer, in order, a multiple of what was asked, and never none."""
-    generator = torch.Generator().manual_seed(0)
-    scores = [torch.rand(width, generator=generator) for width in widths]
-    for values, kept in zip(scores, choose_neurons(scores, share, scope=scope, multiple_of=multiple), strict=True):
-        assert len(kept) >= min(multiple, len(values))
-        assert len(kept) % min(multiple, len(values)) == 0 or len(kept) == len(values)
-        assert kept.tolist() == sorted(set(kept.tolist()))
-        left = sorted(set(range(len(values))) - set(kept.tolist()))
-        assert not left or values[kept].min() >= values[left].max()
+    assert not any(parameter.requires_grad for parameter in model.bert.parameters())
+    assert model.classifier.weight.requires_grad
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert not any("lowft" in name for name, _ in model.named_buffers())
 
 
 def test_the_report_is_a_table() -> None:
     """Each block with what it had and has, and what that does to the whole."""
-    shown = str(prune_(tiny_model("bert"), 0.25))
-    assert "bert.encoder.layer.2       64    48" in shown
-    assert "left (" in shown
+    report = prune_(tiny_model("bert"), 0.25, heads=0.25, layers=[1])
+    shown = str(report)
+    assert "block                 neurons  left  heads  left" in shown
+    assert "bert.encoder.layer.1       64    48      4     3" in shown
+    assert "layers left out: bert.encoder.layer.1" in shown
+    assert "parameters, " in shown
+    assert "operations, " in shown
+    assert shown.endswith("for 64 tokens")
+    assert report.flops_after is not None
+    assert report.flops_before is not None
+    assert report.flops_after < report.flops_before
 
 
 def test_a_real_model_shrinks(minilm_path: Path) -> None:
-    """Half of MiniLM's 6 × 1536 neurons are a sixth of its parameters."""
-    report = prune_(load_model(minilm_path), 0.5)
+    """Half of MiniLM's 6 × 1536 neurons are a sixth of its parameters; half of its heads a quarter of that more."""
+    report = prune_(load_model(minilm_path), 0.5, heads=0.5)
     assert set(report.after.values()) == {768}
-    assert report.parameters_before - report.parameters_after == 6 * 768 * (2 * 384 + 1)
+    assert set(report.heads_after.values()) == {6}
+    assert report.parameters_before - report.parameters_after == 6 * (768 * (2 * 384 + 1) + 192 * (4 * 384 + 3))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"neurons": 1.0}, "neurons must be a finite number at least 0 and below 1; received 1"),
+        ({"heads": 1.0}, "heads must be a finite number at least 0 and below 1; received 1"),
+        ({"weights": -0.1}, "weights must be a finite number at least 0 and below 1"),
+        ({"neurons": 0}, "prune_ has nothing to cut: give neurons, heads, layers, weights, or a budget"),
         ({"importance": "size"}, "importance must be"),
         ({"scope": "head"}, "scope must be"),
         ({"multiple_of": 0}, "multiple_of must be a whole number"),
         ({"seed": -1}, "seed must be"),
+        ({"tune": 1, "batches": []}, "tune must be True or False"),
+        ({"uniform": 1}, "uniform must be True or False"),
+        ({"uniform": True, "scope": "global"}, "uniform=True leaves every layer as many"),
+        ({"shape": 64}, "shape must be two whole numbers, rows and tokens; received 64"),
+        ({"shape": (1, 0)}, "tokens of shape must be a whole number"),
         ({"importance": "fisher"}, "batches are needed with importance='fisher'"),
+        ({"tune": True}, "batches are needed with tune=True"),
+        ({"neurons": 0, "layers": 1, "tune": True}, "none are cut"),
         ({"batches": []}, "batches are of no use with importance='magnitude'"),
         ({"importance": "taylor", "batches": []}, "holds no batch"),
         ({"importance": "taylor", "batches": [{"input_ids": torch.ones(1, 2, dtype=torch.long)}]}, "must hold labels"),
+        ({"flops": 0.5}, "flops and neurons say twice how much is to be left"),
+        ({"neurons": 0, "flops": 0.5, "latency": 0.5}, "flops and latency say twice"),
+        ({"neurons": 0, "layers": 1, "flops": 0.5}, "flops and layers say twice"),
+        ({"neurons": 0, "flops": 1.0}, "flops must be a finite number above 0 and below 1"),
+        ({"neurons": 0, "parameters": 0.01}, r"parameters=0\.01 cannot be met: .* 0\.\d+ of the whole .* the least"),
+        ({"neurons": 0, "flops": 0.01}, r"flops=0\.01 cannot be met: .* the least there can be"),
+        ({"weights": 0.5}, "weights sets single weights to zero and goes alone"),
+        ({"layers": 3}, "layers=3 would leave none of 3"),
+        ({"layers": [0, 1, 2]}, "would leave none of 3"),
+        ({"layers": [3]}, "rising numbers from 0 to 2"),
+        ({"layers": -1}, "layers must be a whole number"),
+        ({"layers": "top"}, "layers must be a whole number"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_cut(settings: dict[str, Any], message: str) -> None:
     """Each message gives the rule; the model is as it was."""
     model = tiny_model("bert")
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(ConfigError, match=message):
         prune_(model, **({"neurons": 0.5} | settings))
-    assert set(widths(model).values()) == {64}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_model_without_feed_forward_layers_is_refused() -> None:
-    """Layers of one width do not say which of them are neurons."""
-    model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()) for _ in range(3)))
-    with pytest.raises(ModelError, match="cannot be told by their shapes"):
+def test_a_quantized_model_is_refused() -> None:
+    """Integers can neither be measured nor cut; the message gives the order that works."""
+    model = tiny_model("bert")
+    quantize_(model)
+    with pytest.raises(ModelError, match="quantized already: prune the full-precision model, then quantize it"):
         prune_(model, 0.5)

@@ -78,6 +78,14 @@ fewer, shorter, lost = lowft.prune_vocabulary(encoder, tokenizer, rows, min_coun
 pruned_model: torch.nn.Module = fewer
 assert_type(lost, lowft.VocabularyReport)
 assert_type(lost.lost_share, float)
+pruned = lowft.prune_(model, 0.5, heads=0.25, layers=[1], batches=[{"input_ids": torch.ones(1, 2)}], tune=True)
+assert_type(pruned, lowft.PruningReport)
+assert_type(pruned.heads_after, Mapping[str, int])
+assert_type(pruned.latency, float | None)
+assert_type(lowft.count_flops(model, 128), int)
+lowft.prune_(model, flops=0.5, importance="size")  # type: ignore[arg-type]
+lowft.Prune(heads=0.5, scope="global", uniform=False)
+lowft.Prune(latency=0.5, shape=(8, 64))
 
 # Strategies: those that lowft ships, combined, written to JSON and back.
 
