@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowft._inference import logits_of
 from lowft._settings import check_real, check_whole
 from lowft.distillation import Teacher, distillation_loss
 from lowft.errors import ConfigError, TrainingError
-from lowft.strategy import Strategy
+from lowft.strategy import Contract, Strategy
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,8 @@ class Distill(Strategy):
     >>> Distill("exports/large", alpha=(0.9, 0.5)).temperature
     2.0
     """
+
+    contract: ClassVar[Contract] = Contract(provides=frozenset({"unlabeled"}))
 
     teacher: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     alpha: float | tuple[float, float] = 0.5
