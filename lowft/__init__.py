@@ -29,7 +29,7 @@ from lowft.compress import (
 from lowft.config import TrainingConfig
 from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, split
 from lowft.data.batching import Batch, BatchRandom, Example
-from lowft.distillation import Teacher, distillation_loss
+from lowft.distillation import Teacher, distillation_loss, hidden_state_loss, relation_loss
 from lowft.errors import (
     AccuracyDropError,
     CheckpointCorruptError,
@@ -170,6 +170,7 @@ __all__ = [
     "focal",
     "freeze_",
     "from_dict",
+    "hidden_state_loss",
     "kl_divergence",
     "layer_table",
     "load",
@@ -186,6 +187,7 @@ __all__ = [
     "read_rows",
     "register",
     "registered",
+    "relation_loss",
     "resolve_loss",
     "set_train_mode_",
     "set_trainable_",

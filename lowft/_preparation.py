@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lowft.data.labels import Task
     from lowft.strategy import Strategy
 
-__all__ = ["Parts", "choose_max_length", "name_classes_", "prepare"]
+__all__ = ["Parts", "choose_max_length", "find_tokenizer", "name_classes_", "prepare"]
 
 _logger = logging.getLogger("lowft")
 
@@ -93,7 +93,7 @@ def prepare(  # noqa: PLR0913 - what a user may say about the data and the model
     known = None if new_head else _known_classes(model, revision)
     values = rows.select(_labelled(rows)).labels or ()
     labels = Labels.infer(values, task=task, names=rows.label_names, id2label=known, name="train_dataset")
-    tokenizer = _find_tokenizer(tokenizer, model, revision)
+    tokenizer = find_tokenizer(tokenizer, model, revision)
     if source is not None:
         model = load_model(source, labels=labels, revision=revision, new_head=new_head, seed=config.seed)
     _check_weights(model)
@@ -150,7 +150,8 @@ def _known_classes(model: Any, revision: str | None) -> Mapping[int, str] | None
     return config.id2label if has_head else None
 
 
-def _find_tokenizer(tokenizer: Any, model: Any, revision: str | None) -> PreTrainedTokenizerBase:
+def find_tokenizer(tokenizer: Any, model: Any, revision: str | None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that was given, as an object, a folder or a hub id, or else that of the model."""
     if tokenizer is not None and not isinstance(tokenizer, str) and not hasattr(tokenizer, "__fspath__"):
         if not callable(tokenizer) or not hasattr(tokenizer, "pad_token_id"):
             raise ConfigError(

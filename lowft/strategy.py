@@ -118,6 +118,10 @@ class Strategy(ABC):
         """The name in the registry, in recipes, in messages, and the key of `state.memory`."""
         return type(self).__name__
 
+    def recorded(self) -> Strategy:
+        """Return the strategy as recipes and checkpoints name it: without what only this machine knows."""
+        return self
+
     def prepare_data(self, dataset: Rows) -> Rows:
         """Return the training rows, perhaps with more."""
         return dataset

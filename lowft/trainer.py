@@ -121,7 +121,7 @@ class Trainer:
         if not isinstance(self.config, TrainingConfig):
             raise ConfigError(f"config must be a lowft.TrainingConfig; received {config!r}")
         strategy = chain_of(strategies)
-        self._recipe = [to_dict(part) for part in strategy.strategies]
+        self._recipe = [to_dict(part.recorded()) for part in strategy.strategies]
         if unlabeled_dataset is not None:
             check_unlabeled(strategy)
         self._placement = find_placement(self.config.device)
