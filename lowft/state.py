@@ -102,7 +102,8 @@ def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         tensors[key] = value.detach().cpu().clone().contiguous()
         return {_TENSOR: key, "on_cpu": value.device.type == "cpu"}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value) and _TENSOR not in value:
-        return {key: _take_tensors(item, f"{path}.{key}", tensors) for key, item in value.items()}
+        # In one order, whether entries were made in the run or read from a checkpoint, so that the numbers agree.
+        return {key: _take_tensors(item, f"{path}.{key}", tensors) for key, item in sorted(value.items())}
     if isinstance(value, list):
         return [_take_tensors(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
     if value is None or isinstance(value, str | bool | int | float):

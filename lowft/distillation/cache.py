@@ -96,8 +96,13 @@ class AnswerCache:
         self._waiting: dict[bytes, tuple[int, int]] = {}
         self._open: OrderedDict[Path, Any] = OrderedDict()
         self._used: set[Path] = set()
+        self._listed: set[Path] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Learn of what other runs have written by now."""
         with contextlib.suppress(OSError):
-            for path in sorted(self._folder.glob("part-*.safetensors")):
+            for path in sorted(set(self._folder.glob("part-*.safetensors")) - self._listed):
                 self._index(path)
 
     def find(self, memory: Mapping[str, Any], keys: Sequence[bytes]) -> dict[bytes, Entry]:
@@ -172,6 +177,7 @@ class AnswerCache:
 
     def _index(self, path: Path) -> None:
         """Learn which entries a file has; of one that cannot be read, none."""
+        self._listed.add(path)
         file = self._file(path)
         if file is None:
             return

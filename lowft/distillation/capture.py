@@ -172,10 +172,12 @@ class Capture:
         def keep(key: str) -> Any:
             def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
                 if torch.is_grad_enabled() or not self._training:
-                    self._found[key] = output[0] if isinstance(output, tuple) else output
+                    # The first run counts: DeBERTa passes relative positions through the same projections.
+                    self._found.setdefault(key, output[0] if isinstance(output, tuple) else output)
 
             return hook
 
+        self._handles.append(self._model.register_forward_pre_hook(lambda *_: self._found.clear()))
         for name in self._states:
             self._handles.append(self._model.get_submodule(name).register_forward_hook(keep(name)))
         for number, source in enumerate(self._relations):
@@ -186,7 +188,6 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._found.clear()
 
     def take(self, batch: int, tokens: int) -> list[Tensor]:
         """Return what the last pass gave, `[batch, tokens, width]` each in float32, and forget it.

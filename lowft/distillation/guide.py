@@ -128,9 +128,10 @@ class Guide:
         return AnswerCache(place[0], whole, place[1])
 
     def flush(self) -> None:
-        """Write to disk what is not there yet."""
+        """Write to disk what is not there yet, and learn of what others have written."""
         if self.teacher is not None and self.teacher.cache is not None:
             self.teacher.cache.flush(self.memory)
+            self.teacher.cache.refresh()
 
     def detach(self, model: nn.Module) -> None:
         """Leave no trace in the student."""
