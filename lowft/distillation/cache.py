@@ -219,7 +219,7 @@ class AnswerCache:
 
         if path not in self._open:
             try:
-                self._open[path] = safe_open(path, "pt").__enter__()
+                self._open[path] = safe_open(path, "pt").__enter__()  # type: ignore[no-untyped-call]
             except _unreadable():
                 return None
             if len(self._open) > _OPEN_FILES:
@@ -269,5 +269,5 @@ def _chunk(entries: Mapping[bytes, Entry]) -> dict[str, Tensor]:
 
 def _entries(chunk: Mapping[str, Tensor]) -> list[Entry]:
     """Return tensors as the entries that they were."""
-    states = chunk["states"].split(chunk["lengths"].tolist())
+    states = torch.split(chunk["states"], chunk["lengths"].tolist())
     return [Entry(logits, rows) for logits, rows in zip(chunk["logits"], states, strict=True)]

@@ -87,7 +87,7 @@ def relation_loss(
 
 def _relations(vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
     """Return the logarithms of the relations, `[batch, heads, tokens, tokens]`."""
-    parts = vectors.unflatten(2, (heads, -1)).transpose(1, 2)
+    parts = vectors.view(*vectors.shape[:2], heads, -1).transpose(1, 2)
     scores = parts @ parts.transpose(2, 3) / parts.shape[3] ** 0.5
     # Far below any score, and yet finite: minus infinity would make gradients that are not numbers.
     return F.log_softmax(scores.masked_fill(~mask[:, None, None, :], _NEVER), dim=3)

@@ -40,7 +40,7 @@ def test_the_loss_is_mixed() -> None:
     """`alpha` parts of the distillation, the rest of the loss on labels."""
     run = attach(tiny_model("bert"), [Distill(TEACHER, alpha=0.25, temperature=3.0)])
     logits, batch = torch.randn(2, 2), batch_of(["a film", "a plot"])
-    answers = run.model.lowft_guide.teacher.logits(batch.texts, {})  # type: ignore[union-attr]
+    answers = run.model.lowft_guide.teacher.logits(batch.texts, {})  # type: ignore[operator, union-attr]
     expected = 0.75 * 2.0 + 0.25 * distillation_loss(logits, answers, temperature=3.0)
     torch.testing.assert_close(run.on_loss(torch.tensor(2.0), logits, batch), expected)
 

@@ -40,7 +40,8 @@ def passes(trainer: Trainer) -> list[int]:
 @pytest.mark.parametrize("part", ["hidden", "relations"])
 def test_the_distance_falls(part: str, wide_teacher: Path) -> None:
     """Trained on nothing else, a narrower student comes closer to its teacher inside."""
-    strategy = Distill(wide_teacher, alpha=0.0, **{part: 1.0})
+    weights_of: dict[str, Any] = {part: 1.0}
+    strategy = Distill(wide_teacher, alpha=0.0, **weights_of)
     trainer = tiny_trainer(
         model=tiny_model("bert", **NO_DROPOUT), strategies=[strategy], epochs=10, eval_dataset=None,
         loss=lambda logits, labels: 0.0 * logits.sum(dim=1),

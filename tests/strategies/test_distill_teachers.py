@@ -17,7 +17,7 @@ from lowft.registry import from_dict, to_dict
 from lowft.strategies import Distill, PartialFreeze, Prune, Quantize
 from lowft.strategy import Strategy
 from lowft.trainer import Trainer
-from tests.runs import tiny_trainer, weights
+from tests.runs import NO_DROPOUT, tiny_trainer, weights
 from tests.strategy_cases import tiny_rows, tiny_teacher
 from tests.test_strategies_table import assert_same, contents
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -167,8 +167,7 @@ def test_a_model_learns_from_what_it_was(kind: str, ahead: bool, inside: float, 
 def test_its_own_copy_answers_as_the_model_did() -> None:
     """The first loss of the stage is near 0 where only the copy teaches, and grows as neurons are shut."""
     strategies: list[Strategy] = [Distill("self", alpha=1.0), Prune(0.5, multiple_of=4, learning_rate=1e-9, ramp=0.5)]
-    settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    trainer = run(None, strategies, model=tiny_model("bert", **settings), eval_dataset=None)
+    trainer = run(None, strategies, model=tiny_model("bert", **NO_DROPOUT), eval_dataset=None)
     losses = [result.loss for result in trainer.steps() if result.stage == "prune"]
     assert losses[0] == pytest.approx(0, abs=1e-6)
     assert losses[-1] > 1e-4
