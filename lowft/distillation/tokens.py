@@ -102,7 +102,7 @@ class TokenTeacher:
             return logits, []
         states = torch.zeros(*ids.shape, sum(self._side.widths), device=ids.device)
         states[mask] = torch.cat([found[key].states for key in keys]).to(ids.device)
-        return logits, list(torch.split(states, self._side.widths, dim=2))
+        return logits, list(torch.split(states, list(self._side.widths), dim=2))
 
     def _read(self, batch: Batch, numbers: Sequence[int], rows: Sequence[Sequence[int]]) -> list[Entry]:
         """Return what the teacher says of some rows of a batch."""
