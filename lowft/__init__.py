@@ -33,7 +33,7 @@ from lowft.config import TrainingConfig
 from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, split
 from lowft.data.batching import Batch, BatchRandom, Example
 from lowft.deployment import Deployed, DeploymentReport, Timing, deployment_report
-from lowft.distillation import Teacher, distillation_loss
+from lowft.distillation import Teacher, distillation_loss, hidden_state_loss, relation_loss
 from lowft.errors import (
     AccuracyDropError,
     CheckpointCorruptError,
@@ -188,6 +188,7 @@ __all__ = [
     "focal",
     "freeze_",
     "from_dict",
+    "hidden_state_loss",
     "kl_divergence",
     "layer_table",
     "load",
@@ -205,6 +206,7 @@ __all__ = [
     "read_rows",
     "register",
     "registered",
+    "relation_loss",
     "resolve_loss",
     "set_train_mode_",
     "set_trainable_",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lowft._scores import METRICS
+from lowft.data.unlabeled import has_label
 from lowft.errors import ConfigError
 from lowft.losses import balanced_class_weights, resolve_loss
 from lowft.metrics import default_metric, greater_is_better
@@ -22,8 +25,9 @@ if TYPE_CHECKING:
     from lowft.loop import Loop
     from lowft.losses import Loss
     from lowft.stages import Stage
+    from lowft.strategy import Chain
 
-__all__ = ["check_gates", "choose_loss", "choose_metric", "noise_wanted", "run_identity"]
+__all__ = ["check_gates", "check_unlabeled", "choose_loss", "choose_metric", "noise_wanted", "run_identity"]
 
 
 def choose_loss(loss: str | Loss | None, config: TrainingConfig, parts: Parts) -> Loss:
@@ -35,7 +39,8 @@ def choose_loss(loss: str | Loss | None, config: TrainingConfig, parts: Parts) -
     weights: Any = config.class_weights
     labels = parts.labels
     if weights == "balanced":
-        weights = balanced_class_weights(parts.train_rows.labels, labels.num_labels)
+        known = torch.as_tensor(parts.train_rows.labels)
+        weights = balanced_class_weights(known[has_label(known)].numpy(), labels.num_labels)
     if weights is not None and len(weights) != labels.num_labels:
         raise ConfigError(
             f"TrainingConfig.class_weights must have one weight for each of the {labels.num_labels} classes "
@@ -48,6 +53,21 @@ def choose_loss(loss: str | Loss | None, config: TrainingConfig, parts: Parts) -
         class_weights=weights,
         reduction="none",  # so that a loss that is not finite can be traced to its row
     )
+
+
+def check_unlabeled(strategy: Chain) -> None:
+    """Make sure that some strategy learns from rows without labels.
+
+    Raises:
+        ConfigError: None does.
+    """
+    parts = strategy.strategies
+    if not any("unlabeled" in part.contract.provides for part in parts):
+        raise ConfigError(
+            f"unlabeled_dataset is of no use to strategies=[{', '.join(part.name for part in parts)}]: none of them "
+            f"learns from rows without labels. Add one that does, such as lowft.Distill(teacher), or leave "
+            f"unlabeled_dataset out"
+        )
 
 
 def choose_metric(config: TrainingConfig, task: Task, *, custom: bool) -> tuple[str, bool]:

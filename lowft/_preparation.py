@@ -17,6 +17,7 @@ from lowft.data.batching import TokenizedRows, accepted_inputs
 from lowft.data.labels import Labels
 from lowft.data.rows import Rows, read_rows
 from lowft.data.splits import find_leakage
+from lowft.data.unlabeled import encode_known, join, read_unlabeled
 from lowft.errors import ConfigError, DataError, LabelError, ModelError
 from lowft.models.loading import load_model, load_tokenizer
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from lowft.data.labels import Task
     from lowft.strategy import Strategy
 
-__all__ = ["Parts", "choose_max_length", "name_classes_", "prepare"]
+__all__ = ["Parts", "choose_max_length", "find_tokenizer", "name_classes_", "prepare"]
 
 _logger = logging.getLogger("lowft")
 
@@ -55,6 +56,7 @@ def prepare(  # noqa: PLR0913 - what a user may say about the data and the model
     model: Any,
     train_dataset: Any,
     eval_dataset: Any,
+    unlabeled_dataset: Any,
     strategy: Strategy,
     config: TrainingConfig,
     *,
@@ -66,18 +68,32 @@ def prepare(  # noqa: PLR0913 - what a user may say about the data and the model
 ) -> Parts:
     """Read the rows, settle task and labels, load what is named, tokenise, and try one forward pass."""
     read = partial(read_rows, column_mapping=column_mapping, on_bad_row=config.on_bad_row, require_labels=True)
-    rows = strategy.prepare_data(read(train_dataset, name="train_dataset"))
+    rows = read(train_dataset, name="train_dataset")
     held_out = None if eval_dataset is None else read(eval_dataset, name="eval_dataset")
+    if unlabeled_dataset is not None:
+        more = read_unlabeled(
+            unlabeled_dataset,
+            takes_pairs=rows.pairs is not None,
+            column_mapping=column_mapping,
+            on_bad_row=config.on_bad_row,
+        )
+        _check_alike(rows, more, "unlabeled_dataset")
+        if held_out is not None:
+            _check_leakage(more, held_out, "unlabeled_dataset")
+        rows = join(rows, more)
+    rows = strategy.prepare_data(rows)
     if held_out is not None:
-        _check_sides(rows, held_out)
+        _check_alike(rows, held_out, "eval_dataset")
+        _check_leakage(rows.select(_labelled(rows)), held_out, "train_dataset")
     source = model if isinstance(model, str) or hasattr(model, "__fspath__") else None
     if source is None and not isinstance(model, torch.nn.Module):
         raise ConfigError(
             f"model must be a hub id, a folder or a torch.nn.Module; received {type(model).__name__}: {model!r}"
         )
     known = None if new_head else _known_classes(model, revision)
-    labels = Labels.infer(rows.labels or (), task=task, names=rows.label_names, id2label=known, name="train_dataset")
-    tokenizer = _find_tokenizer(tokenizer, model, revision)
+    values = rows.select(_labelled(rows)).labels or ()
+    labels = Labels.infer(values, task=task, names=rows.label_names, id2label=known, name="train_dataset")
+    tokenizer = find_tokenizer(tokenizer, model, revision)
     if source is not None:
         model = load_model(source, labels=labels, revision=revision, new_head=new_head, seed=config.seed)
     _check_weights(model)
@@ -86,7 +102,7 @@ def prepare(  # noqa: PLR0913 - what a user may say about the data and the model
     inputs = accepted_inputs(model, tokenizer)
 
     def tokenized(some: Rows, name: str) -> TokenizedRows:
-        encoded = labels.encode(some.labels or (), name=name, numbers=some.numbers)
+        encoded = encode_known(labels, some, name=name)
         made = TokenizedRows(some, tokenizer, encoded, max_length, inputs, config.progress)
         if made.truncated:
             _logger.info("%s: %d of %d rows reach the limit of %d tokens", name, made.truncated, len(some), max_length)
@@ -98,15 +114,23 @@ def prepare(  # noqa: PLR0913 - what a user may say about the data and the model
     return Parts(model, tokenizer, labels, train_rows, eval_rows, max_length, None if source is None else str(source))
 
 
-def _check_sides(train: Rows, held_out: Rows) -> None:
-    if (train.pairs is None) != (held_out.pairs is None):
+def _labelled(rows: Rows) -> list[int]:
+    """Return the positions of the rows that have a label."""
+    return [index for index, label in enumerate(rows.labels or ()) if label is not None]
+
+
+def _check_alike(train: Rows, others: Rows, name: str) -> None:
+    if (train.pairs is None) != (others.pairs is None):
         one, other = ("single texts", "pairs") if train.pairs is None else ("pairs", "single texts")
-        raise DataError(f"train_dataset holds {one} and eval_dataset {other}: both must be alike")
-    leaks = find_leakage(train, held_out)
+        raise DataError(f"train_dataset holds {one} and {name} {other}: both must be alike")
+
+
+def _check_leakage(seen: Rows, held_out: Rows, name: str) -> None:
+    leaks = find_leakage(seen, held_out)
     if leaks:
         shown = ", ".join(f"{second} (as {first})" for first, second in leaks[:_SHOWN])
         warnings.warn(
-            f"{len(leaks)} rows of eval_dataset are also in train_dataset, so its figures will look too good: rows "
+            f"{len(leaks)} rows of eval_dataset are also in {name}, so its figures will look too good: rows "
             f"{shown}{', …' if len(leaks) > _SHOWN else ''}. lowft.split(…, on_leakage='drop') makes clean sides",
             stacklevel=4,
         )
@@ -126,7 +150,8 @@ def _known_classes(model: Any, revision: str | None) -> Mapping[int, str] | None
     return config.id2label if has_head else None
 
 
-def _find_tokenizer(tokenizer: Any, model: Any, revision: str | None) -> PreTrainedTokenizerBase:
+def find_tokenizer(tokenizer: Any, model: Any, revision: str | None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that was given, as an object, a folder or a hub id, or else that of the model."""
     if tokenizer is not None and not isinstance(tokenizer, str) and not hasattr(tokenizer, "__fspath__"):
         if not callable(tokenizer) or not hasattr(tokenizer, "pad_token_id"):
             raise ConfigError(

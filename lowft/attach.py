@@ -48,7 +48,7 @@ class Attached:
         self._trained_before = {name for name, value in self.model.named_parameters() if value.requires_grad}
         self.layers = _layers_if_any(self.model)
         self.stages = self.strategy.stages((stage,), self.model)
-        self.state = State(self.model, self.stages[0])
+        self.state = State(self.model, self.stages[0], stages=self.stages)
         self.results: list[dict[str, float]] = []
         self.verdict: Verdict | None = None
         self.ended = False

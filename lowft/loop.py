@@ -16,6 +16,7 @@ from lowft._memory import is_out_of_memory, release_memory
 from lowft._optimization import make_optimizer, set_learning_rates_
 from lowft._randomness import seeded
 from lowft._stage_caches import StageCaches, fill_caches
+from lowft._task_loss import label_weights, task_loss
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
 from lowft.data.epochs import epoch_batches, halved, plan_epoch
@@ -166,6 +167,9 @@ class Loop:
         self.kept.evaluations_without_gain = 0
         self._forget_best_if_told()
         self._enter()
+        bare, rows = self.train_rows.unlabelled, len(self.train_rows)
+        if index == 0 and bare:
+            self._record("note", message=f"{bare:,} of {rows:,} training rows have no label")
 
     def _forget_best_if_told(self) -> None:
         if self.attached.state.best_is_forgotten:
@@ -259,6 +263,9 @@ class Loop:
         seen: list[tuple[Batch, Tensor]] = []
         attached.model.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
         pieces = [piece for part, batch in collated for piece in halved(part, batch, self.kept.halvings)]
+        weights: Sequence[float | None] = [None] * len(pieces)
+        if self.train_rows.unlabelled:
+            weights = label_weights(pieces, self.placement)
         with seeded(config.seed, state.step, self.placement.rank):
             rate = set_learning_rates_(self.optimizer, attached, config)
             for index, (part, piece) in enumerate(pieces):
@@ -266,12 +273,13 @@ class Loop:
                 with self.placement.exchange(self._forward, last=index == len(pieces) - 1):
                     with autocast(config.precision, self.placement.device), self._caches.serving(part.indices):
                         outputs = self._forward(**batch.inputs)
-                    row_losses = self.loss_fn(logits_of(outputs).float(), _labels(batch))
-                    loss = attached.on_loss(row_losses.mean(), outputs, batch)
+                    logits, labels = logits_of(outputs).float(), _labels(batch)
+                    loss, row_losses = task_loss(self.loss_fn, logits, labels, weights[index])
+                    loss = attached.on_loss(loss, outputs, batch)
                     # DDP averages over processes; shares already add up to one over all of them.
                     torch.autograd.backward(loss * (part.share * self.placement.processes))
                 losses.append(loss.detach() * part.share)
-                seen.append((batch, row_losses.detach()))
+                seen.append((batch, row_losses))
             norm = self._clip()
             total = math.fsum(sum(values) for values in self.placement.gather([loss.item() for loss in losses]))
             values = {

@@ -13,6 +13,7 @@ from lowft._scores import probabilities_of
 from lowft._settings import check_real
 from lowft.data.batching import TokenizedRows, accepted_inputs
 from lowft.data.rows import Rows, read_rows
+from lowft.data.unlabeled import two_columns
 from lowft.errors import ConfigError, DataError
 from lowft.metrics import EvaluationReport, evaluation_report
 
@@ -143,9 +144,9 @@ class Predictor:
         if isinstance(texts, str):
             raise DataError(f"predict takes a list of texts; received one text: write [{texts[:40]!r}]")
         # Two-part rows are pairs to a model of pairs, whatever is wrong with them; else they may be (text, label).
-        two_parts = isinstance(texts, list) and all(isinstance(row, tuple | list) and len(row) == 2 for row in texts)
-        if two_parts and (self.takes_pairs or all(isinstance(row[1], str) for row in texts)):
-            texts = {"text": [row[0] for row in texts], "text_pair": [row[1] for row in texts]}
+        pairs = two_columns(texts)
+        if pairs is not None and (self.takes_pairs or all(isinstance(text, str) for text in pairs["text_pair"])):
+            texts = pairs
         rows = read_rows(texts, column_mapping=column_mapping, require_labels=False, name="texts")
         self._check_pairs(rows)
         return rows

@@ -36,6 +36,7 @@ class State:
         memory: What strategies keep between steps, by strategy name: JSON values and tensors, nested in lists and
             dictionaries. Everything in it is saved and restored; of several processes, that of the main one, so keep
             in it what all of them share.
+        stages: All stages of the run, in order.
         best_is_forgotten: Whether `forget_best` was called; the run resets it when it has acted on it.
 
     >>> from lowft.stages import Stage
@@ -53,6 +54,7 @@ class State:
     stage_steps: int = 0
     epoch: int = 0
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
     best_is_forgotten: bool = field(default=False, init=False, repr=False)
 
     def forget_best(self) -> None:
@@ -100,7 +102,8 @@ def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         tensors[key] = value.detach().cpu().clone().contiguous()
         return {_TENSOR: key, "on_cpu": value.device.type == "cpu"}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value) and _TENSOR not in value:
-        return {key: _take_tensors(item, f"{path}.{key}", tensors) for key, item in value.items()}
+        # In one order, whether entries were made in the run or read from a checkpoint, so that the numbers agree.
+        return {key: _take_tensors(item, f"{path}.{key}", tensors) for key, item in sorted(value.items())}
     if isinstance(value, list):
         return [_take_tensors(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
     if value is None or isinstance(value, str | bool | int | float):

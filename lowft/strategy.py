@@ -57,8 +57,8 @@ class Contract:
     """What a strategy asks of those before it, and does to what they have done.
 
     Facts are words such as `"trainable"` (which parameters train), `"stages"`, `"shapes"` (of parameters),
-    `"precision"` (of weights), `"prefix"` (a frozen prefix that can be cached) and `"exportable"`. A package
-    with strategies of its own may use words of its own.
+    `"precision"` (of weights), `"prefix"` (a frozen prefix that can be cached), `"unlabeled"` (something is learnt
+    from rows without labels) and `"exportable"`. A package with strategies of its own may use words of its own.
 
     Args:
         needs: Facts that a strategy earlier in the list must provide.
@@ -117,6 +117,10 @@ class Strategy(ABC):
     def name(self) -> str:
         """The name in the registry, in recipes, in messages, and the key of `state.memory`."""
         return type(self).__name__
+
+    def recorded(self) -> Strategy:
+        """Return the strategy as recipes and checkpoints name it: without what only this machine knows."""
+        return self
 
     def prepare_data(self, dataset: Rows) -> Rows:
         """Return the training rows, perhaps with more."""

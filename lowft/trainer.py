@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from lowft._choices import check_gates, choose_loss, choose_metric, run_identity
+from lowft._choices import check_gates, check_unlabeled, choose_loss, choose_metric, run_identity
 from lowft._optimization import default_learning_rate
 from lowft._placement import find_placement
 from lowft._preparation import name_classes_, prepare
@@ -61,6 +61,10 @@ class Trainer:
         model: A hub id, a folder, or a module that you hold (trained in place).
         train_dataset: Labelled rows in any form that `lowft.read_rows` reads.
         eval_dataset: Labelled rows for validation: best weights, gates and early stopping need them.
+        unlabeled_dataset: Rows without labels, in the same forms (labels that are there are not looked at), for
+            strategies that learn from them, such as `Distill`. They are shuffled among the labelled ones in each
+            epoch; the loss on labels is the mean over those that have one. In messages their numbers go on after
+            those of `train_dataset`.
         strategies: What to apply, in order; none is full fine-tuning.
         config: Settings; the defaults if None.
         tokenizer: A tokenizer, folder or hub id; that of the model if None.
@@ -106,6 +110,7 @@ class Trainer:
         tokenizer: Any = None,
         column_mapping: Mapping[str, str] | None = None,
         task: Task | None = None,
+        unlabeled_dataset: Any = None,
         loss: str | Loss | None = None,
         metrics: Callable[[npt.NDArray[Any], npt.NDArray[Any]], Mapping[str, float]] | None = None,
         new_head: bool = False,
@@ -116,13 +121,16 @@ class Trainer:
         if not isinstance(self.config, TrainingConfig):
             raise ConfigError(f"config must be a lowft.TrainingConfig; received {config!r}")
         strategy = chain_of(strategies)
-        self._recipe = [to_dict(part) for part in strategy.strategies]
+        self._recipe = [to_dict(part.recorded()) for part in strategy.strategies]
+        if unlabeled_dataset is not None:
+            check_unlabeled(strategy)
         self._placement = find_placement(self.config.device)
         with seeded(self.config.seed):
             parts = prepare(
                 model,
                 train_dataset,
                 eval_dataset,
+                unlabeled_dataset,
                 strategy,
                 self.config,
                 tokenizer=tokenizer,
@@ -451,4 +459,6 @@ def _check_free(target: Path, *, overwrite: bool) -> None:
 
 def _counted(rows: TokenizedRows, kind: str) -> str:
     dropped = len(rows.rows.dropped)
-    return f"{len(rows):,} {kind} rows" + (f" ({dropped:,} bad dropped)" if dropped else "")
+    bare = rows.unlabelled
+    told = f"{len(rows) - bare:,} {kind} rows" + (f" and {bare:,} without labels" if bare else "")
+    return told + (f" ({dropped:,} bad dropped)" if dropped else "")

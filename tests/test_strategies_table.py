@@ -33,6 +33,8 @@ def fits(name: str, arch: str) -> bool:
     Three have no bias below the head. ALBERT's blocks share their weights: without the embeddings, the last stage has
     nothing that the one before it had not.
     """
+    if "distill hidden" in name and arch in {"albert", "gpt2", "llama", "t5"}:
+        return False  # its teacher is a BERT: they read a text as other tokens, or have one layer that runs many times
     if "biases" in name:
         return arch not in {"llama", "modernbert", "t5"}
     return not (arch == "albert" and "embeddings frozen" in name and "unfreeze" in name)

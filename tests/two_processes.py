@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from lowft.checkpoint import write_json, write_tensors
-from lowft.strategies import LayerwiseUnfreeze, Unfreeze
+from lowft.strategies import Distill, LayerwiseUnfreeze, Unfreeze
 from lowft.strategy import Strategy
 from lowft.trainer import Trainer
 from tests.runs import NO_DROPOUT, NUMBERED, seven_is_nan, tiny_trainer, weights
-from tests.strategy_cases import tiny_rows
+from tests.strategy_cases import tiny_rows, tiny_teacher
 from tests.tiny import tiny_model
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -79,6 +79,21 @@ def staged(found: Found, folder: Path) -> None:
     )
     trainer.fit()
     found.keep("staged", trainer)
+
+
+def taught(found: Found, folder: Path) -> None:
+    """Learn from a teacher's answers and hidden states, a third of the rows without labels, ragged in the last step."""
+    trainer = tiny_trainer(
+        model=tiny_model("bert", **NO_DROPOUT),
+        train_dataset=tiny_rows(13),
+        unlabeled_dataset=tiny_rows(7, seed=5)["text"],
+        batch_size=4 // PROCESSES,
+        strategies=[Distill(tiny_teacher(), hidden=0.5, relations=0.5)],
+        load_best_model_at_end=False,
+        **STEADY,
+    )
+    trainer.fit()
+    found.keep("taught", trainer)
 
 
 def stopped_and_resumed(found: Found, folder: Path) -> None:
@@ -173,6 +188,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     plain(found, folder)
     staged(found, folder)
+    taught(found, folder)
     if PROCESSES > 1:
         stopped_and_resumed(found, folder)
         one_is_told_to_stop(found, folder)

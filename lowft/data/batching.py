@@ -6,12 +6,14 @@ import inspect
 import itertools
 import random
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from lowft._progress import progress_bar
+from lowft.data.unlabeled import has_label, no_label
 from lowft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ class Batch:
 
     Attributes:
         inputs: What the model's forward takes, such as `input_ids: [batch, tokens]`.
-        labels: `[batch]` class ids or numbers, `[batch, classes]` multi-hot, or None.
+        labels: `[batch]` class ids or numbers, `[batch, classes]` multi-hot, or None; a row without a label among
+            others has −100 for a class, NaN for numbers and multi-hot (`labelled` tells).
         rows: The numbers of the rows in the caller's data, for messages.
         texts: What was tokenised, as changed by strategies: the text and the second text, or None, of each row.
     """
@@ -67,6 +70,13 @@ class Batch:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def labelled(self) -> Tensor:
+        """Which rows have a label, `[batch]`."""
+        if self.labels is None:
+            return torch.zeros(len(self), dtype=torch.bool)
+        return has_label(self.labels)
 
     def split(self, pieces: int) -> list[Batch]:
         """Return the batch in so many pieces of about the same size, in order; in fewer where it has fewer rows.
@@ -129,7 +139,7 @@ class TokenizedRows:
     Args:
         rows: The rows.
         tokenizer: The tokenizer; it must have a pad token.
-        labels: Encoded labels, `[rows]` or `[rows, classes]`, or None.
+        labels: Encoded labels, `[rows]` or `[rows, classes]`, as `encode_known` marks rows without one; or None.
         max_length: Tokens after which a text is cut.
         inputs: Names of the model's inputs to make; None makes all that the tokenizer does.
         progress: Whether to show a progress bar; None decides by the terminal.
@@ -187,10 +197,20 @@ class TokenizedRows:
         """Return the number of rows."""
         return len(self.rows)
 
+    @cached_property
+    def _known(self) -> npt.NDArray[np.bool_] | None:
+        """Which rows have a label; None where none is expected to."""
+        return None if self.labels is None else has_label(torch.from_numpy(self.labels)).numpy()
+
+    @property
+    def unlabelled(self) -> int:
+        """How many rows have no label, where others do."""
+        return 0 if self._known is None else int((~self._known).sum())
+
     def example(self, index: int) -> Example:
         """Return a row as strategies see it."""
         pair = self.rows.pairs[index] if self.rows.pairs is not None else None
-        label = self.labels[index] if self.labels is not None else None
+        label = self.labels[index] if self.labels is not None and self._has_label(index) else None
         return Example(index, self.rows.texts[index], pair, label)
 
     def collate(
@@ -216,7 +236,8 @@ class TokenizedRows:
             tokens = self._tokens_of(examples)
         labels = None
         if self.labels is not None:
-            labels = torch.as_tensor(np.stack([example.label for example in examples]))
+            bare = no_label(self.labels)
+            labels = torch.as_tensor(np.stack([bare if it.label is None else it.label for it in examples]))
         return Batch(
             self._pad(tokens),
             labels,
@@ -225,12 +246,15 @@ class TokenizedRows:
         )
 
     def _check_labels(self, examples: Sequence[Example]) -> None:
-        bare = [example.row for example in examples if example.label is None]
-        if bare and self.labels is not None:
+        bare = [example.row for example in examples if example.label is None and self._has_label(example.row)]
+        if bare:
             raise DataError(
                 f"a strategy's on_examples returned the rows {bare[:_SHOWN]} without a label: make changed copies with "
                 f"dataclasses.replace(example, text=...), which keeps the rest"
             )
+
+    def _has_label(self, index: int) -> bool:
+        return self._known is not None and bool(self._known[index])
 
     def _stored(self, index: int) -> _Tokens:
         part = slice(self._ends[index] - self.lengths[index], self._ends[index])

@@ -73,7 +73,7 @@ def test_any_order_and_any_room_give_the_same_answers(batches: list[list[str]], 
         texts: list[tuple[str, str | None]] = [(text, None) for text in batch]
         torch.testing.assert_close(teacher.logits(texts, answers, most=most), plain(FOLDER, texts), rtol=0, atol=1e-5)
     assert answers.get("count", 0) <= most
-    teacher._known.clear()
+    teacher._known._known.clear()
 
 
 _SHARED = Teacher([FOLDER], NAMES)

@@ -232,6 +232,8 @@ trainer = lowft.Trainer(
 )
 lowft.Trainer(model, few, strategies=freeze)  # type: ignore[arg-type]
 lowft.Trainer(model, few, task="ranking")  # type: ignore[arg-type]
+guided = lowft.Distill((model, tokenizer), hidden=1.0, layers=[(1, 2)], relations=0.5, cache_dir=Path("answers"))
+lowft.Trainer(model, few, unlabeled_dataset=["a text"], strategies=[guided])
 history = trainer.fit(resume_from_checkpoint=True, strict=False)
 assert_type(history, lowft.History)
 for result in trainer.steps():
@@ -305,6 +307,8 @@ for loss in (
     lowft.mean_squared_error(logits[:, 0], truth),
     lowft.mean_absolute_error(logits[:, 0], truth),
     lowft.kl_divergence(logits, logits, temperature=2),
+    lowft.hidden_state_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 3)),
+    lowft.relation_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 8), torch.ones(2, 3), heads=2),
     lowft.cosine(logits, logits),
     lowft.supervised_contrastive(logits, truth),
     lowft.resolve_loss("focal", labels.task)(logits, truth),

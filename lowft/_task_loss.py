@@ -1,0 +1,65 @@
+"""The loss on labels, where perhaps not every row has one: exact for any size of micro-batch and any processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowft.data.unlabeled import has_label
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from lowft._placement import Placement
+    from lowft.data.batching import Batch
+    from lowft.data.epochs import MicroBatch
+    from lowft.losses import Loss
+
+__all__ = ["label_weights", "task_loss"]
+
+
+def label_weights(pieces: Sequence[tuple[MicroBatch, Batch]], placement: Placement) -> list[float]:
+    """Return by what to multiply each micro-batch's mean over labelled rows.
+
+    A micro-batch enters the optimizer step with its share of all rows; times its weight, that is its share of the
+    labelled ones.
+
+    Args:
+        pieces: The micro-batches of this process.
+        placement: The processes of the run.
+    """
+    counts = []
+    for part, batch in pieces:
+        known = 0 if batch.labels is None or part.share == 0 else int(has_label(batch.labels).sum())
+        counts.append(known)
+    total = sum(placement.gather(sum(counts)))
+    return [count / total / part.share if count else 0.0 for count, (part, _) in zip(counts, pieces, strict=True)]
+
+
+def task_loss(loss_fn: Loss, logits: Tensor, labels: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
+    """Return the loss on the labels, and that of each row, 0 where it has no label; one for all if no more is known.
+
+    Args:
+        loss_fn: Of the logits and labels of labelled rows.
+        logits: `[batch, outputs]`.
+        labels: `[batch]` or `[batch, classes]`.
+        weight: What the mean over labelled rows is multiplied by; None where every row has a label.
+
+    >>> logits, labels = torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, torch.nan])
+    >>> task_loss(lambda logits, labels: (logits[:, 0] - labels) ** 2, logits, labels, 0.5)
+    (tensor(2.), tensor([4., 0.]))
+    """
+    if weight is None:
+        losses = loss_fn(logits, labels)
+        return losses.mean(), losses.detach()
+    known = has_label(labels)
+    if not known.any():
+        return logits[:0].sum(), torch.zeros_like(logits[:, 0])  # 0, with a gradient that is 0
+    losses = loss_fn(logits[known], labels[known])
+    rows = losses.detach()
+    if rows.ndim:
+        rows = torch.zeros_like(logits[:, 0], dtype=rows.dtype).masked_scatter(known, rows)
+    return losses.mean() * weight, rows
