@@ -23,7 +23,7 @@ from lowft.errors import StrategyConflictError
 from lowft.stages import Stage
 from lowft.state import State
 from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
-from lowft.strategy import Contract, Strategy
+from lowft.strategy import Contract, Strategy, chain
 from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 
 __all__ = ["ALLOWED", "REFUSED", "STRATEGIES", "AllHooks", "tiny_rows", "tiny_teacher"]
@@ -131,14 +131,28 @@ STRATEGIES: dict[str, Strategy] = {
 ALLOWED: dict[str, tuple[Strategy, ...]] = {"none": ()}
 REFUSED: dict[str, tuple[Strategy, Strategy]] = {}
 
-ALLOWED |= {name: (strategy,) for name, strategy in STRATEGIES.items()}
-for (_first, _one), (_second, _other) in itertools.permutations(STRATEGIES.items(), 2):
+# Where three meet: one of each family, and stages that come before, between and after one another.
+_TRIPLES = ("top", "unfreeze", "augment", "distill", "prune heads and neurons", "quantize in a stage")
+_FOUR = ("unfreeze", "prune", "distill", "quantize in a stage")
+
+
+def _works(strategies: Sequence[Strategy]) -> bool:
+    """Say whether strategies can work together; what is said of layers is known only with the model."""
     try:
-        attach(tiny_model("bert"), [_one, _other])
+        chain(*strategies)
+        attach(tiny_model("bert"), [part for part in strategies if isinstance(part, PartialFreeze | LayerwiseUnfreeze)])
     except StrategyConflictError:
-        REFUSED[f"{_first} + {_second}"] = (_one, _other)
-    else:
-        ALLOWED[f"{_first} + {_second}"] = (_one, _other)
+        return False
+    return True
+
+
+ALLOWED |= {name: (strategy,) for name, strategy in STRATEGIES.items()}
+for _names in itertools.chain(itertools.permutations(STRATEGIES, 2), itertools.permutations(_TRIPLES, 3), [_FOUR]):
+    _parts = tuple(STRATEGIES[name] for name in _names)
+    if _works(_parts):
+        ALLOWED[" + ".join(_names)] = _parts
+    elif len(_names) == 2:
+        REFUSED[" + ".join(_names)] = (_parts[0], _parts[1])
 
 
 def tiny_rows(count: int = 14, seed: int = 0, classes: Sequence[Any] = ("neg", "pos")) -> dict[str, list[Any]]:
