@@ -196,9 +196,8 @@ class Prune(Strategy):
         if not self._has_stage:
             return
         work = _work_of(state.model)
-        memory = state.memory_of(self.name)
-        if self.latency is not None and "flops" not in memory:
-            memory["flops"] = self._measure(state.model, work)
+        if self.latency is not None and state.stage_index == 0:
+            state.memory_of(self.name)["flops"] = self._measure(state.model, work)
         if state.stage.name != _STAGE:
             return
         # Once more: a strategy after this one may have narrowed what trains.
@@ -206,7 +205,8 @@ class Prune(Strategy):
         if work.parts and self.importance != "magnitude":
             # Drawn here, where every process draws the same.
             drawn = self.importance == "random"
-            memory["scores"] = [torch.rand(part.units) if drawn else torch.zeros(part.units) for part in work.parts]
+            scores = [torch.rand(part.units) if drawn else torch.zeros(part.units) for part in work.parts]
+            state.memory_of(self.name)["scores"] = scores
 
     def before_step(self, state: State) -> None:
         """Learn what the units are worth, and shut as many as the ramp says."""
