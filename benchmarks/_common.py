@@ -25,6 +25,8 @@ import lowft
 __all__ = [
     "FULL",
     "LABELS",
+    "accuracy_of",
+    "answering",
     "compression_options",
     "describe_machine",
     "draw",
@@ -105,6 +107,21 @@ def fine_tuned(options: argparse.Namespace, folder: Path, seed: int) -> tuple[Pa
         print(f"seed {seed}  fine-tuned all of it in {time.perf_counter() - started:.0f} s", flush=True)
         trainer.export(target)
     return target, splits
+
+
+def accuracy_of(predictor: lowft.Predictor, splits: lowft.Splits) -> float:
+    """Return the percentage of test rows that are right, computed in float32."""
+    return 100 * dataclasses.replace(predictor, precision="float32").evaluate(splits.test).metrics["accuracy"]
+
+
+def answering(
+    models: Mapping[str, torch.nn.Module], tokenizer: Any, splits: lowft.Splits, *, rows: int, tokens: int = 64
+) -> dict[str, Callable[[], Any]]:
+    """Return what lets each model answer the same test rows, cut or padded to so many tokens."""
+    assert splits.test is not None
+    texts = list(splits.test.texts[:rows])
+    batch = dict(tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"))
+    return {name: torch.inference_mode()(lambda model=model: model(**batch)) for name, model in models.items()}
 
 
 def times_in_turn(sides: Mapping[str, Callable[[], Any]], turns: int, *, warm_up: int = 3) -> dict[str, list[float]]:

@@ -13,8 +13,16 @@ import time
 from pathlib import Path
 from statistics import mean, median
 
-import torch
-from _common import FULL, compression_options, describe_machine, fine_tuned, spread, times_in_turn
+from _common import (
+    FULL,
+    accuracy_of,
+    answering,
+    compression_options,
+    describe_machine,
+    fine_tuned,
+    spread,
+    times_in_turn,
+)
 
 import lowft
 
@@ -44,10 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             source, splits = fine_tuned(options, Path(scratch), seed)
-            assert splits.test is not None
             teacher = lowft.load(source, precision="float32")
             models = {"teacher": teacher.model}
-            accuracies["teacher"].append(100 * teacher.evaluate(splits.test).metrics["accuracy"])
+            accuracies["teacher"].append(accuracy_of(teacher, splits))
             config = dataclasses.replace(
                 FULL,
                 epochs=options.epochs,
@@ -68,21 +75,11 @@ def main() -> None:
                 started = time.perf_counter()
                 asked = [texts_read(trainer) for result in trainer.steps() if result.metrics is not None]
                 seconds = time.perf_counter() - started
-                report = dataclasses.replace(trainer._predictor(), precision="float32").evaluate(splits.test)  # noqa: SLF001
-                accuracies[side].append(100 * report.metrics["accuracy"])
+                accuracies[side].append(accuracy_of(trainer._predictor(), splits))  # noqa: SLF001
                 models[side] = trainer.model.eval()
                 read = f"; texts the teacher has read after each epoch: {asked}" if strategies else ""
                 print(f"seed {seed}  {side:12}  trained in {seconds:.0f} s{read}", flush=True)
-            texts = list(splits.test.texts[:32])
-            batch = dict(
-                teacher.tokenizer(texts, padding="max_length", max_length=64, truncation=True, return_tensors="pt")
-            )
-
-            def answer(model: torch.nn.Module, batch: dict[str, torch.Tensor] = batch) -> None:
-                with torch.inference_mode():
-                    model(**batch)
-
-            sides = {side: (lambda model=model: answer(model)) for side, model in models.items()}
+            sides = answering(models, teacher.tokenizer, splits, rows=32)
             times = {side: median(found) for side, found in times_in_turn(sides, options.turns).items()}
             ratios.append(times["teacher"] / times["distilled"])
             listed = "  ".join(f"{side} {accuracies[side][-1]:.1f} %" for side in _SIDES)

@@ -13,12 +13,13 @@ from statistics import mean, median
 
 import numpy as np
 import torch
-from _common import compression_options, describe_machine, fine_tuned, spread, times_in_turn
+from _common import accuracy_of, answering, compression_options, describe_machine, fine_tuned, spread, times_in_turn
 
 import lowft
+from lowft.export.folder import Format
 
 _LENGTH = 64  # tokens
-_FORMATS = {
+_FORMATS: dict[str, tuple[Format, str]] = {
     "PyTorch float32": ("safetensors", "float32"),
     "PyTorch int8": ("safetensors", "int8"),
     "ONNX Runtime float32": ("onnx", "float32"),
@@ -41,12 +42,6 @@ def export_all(source: Path, splits: lowft.Splits, folder: Path) -> dict[str, Pa
     }
 
 
-def batch_of(predictor: lowft.Predictor, texts: list[str]) -> dict[str, torch.Tensor]:
-    """Return texts as exactly `_LENGTH` tokens each."""
-    made = predictor.tokenizer(texts, padding="max_length", max_length=_LENGTH, truncation=True, return_tensors="pt")
-    return dict(made)
-
-
 def main() -> None:
     """Export, test and time every format for each seed, and print every figure."""
     options = compression_options(__doc__).parse_args()
@@ -57,26 +52,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(options.seeds):
             source, splits = fine_tuned(options, Path(scratch), seed)
-            assert splits.test is not None
             folders = export_all(source, splits, Path(scratch, f"seed-{seed}"))
             loaded = {
                 name: lowft.load(folder, precision="float32", threads=options.threads)
                 for name, folder in folders.items()
             }
             for name, predictor in loaded.items():
-                accuracies[name].append(100 * predictor.evaluate(splits.test).metrics["accuracy"])
+                accuracies[name].append(accuracy_of(predictor, splits))
                 files = [
                     path for path in folders[name].iterdir() if path.suffix in {".safetensors", ".onnx", ".bin", ".xml"}
                 ]
                 sizes[name] = sum(path.stat().st_size for path in files) / 1e6
             for rows in (1, 32):
-                batch = batch_of(loaded[_REFERENCE], list(splits.test.texts[:rows]))
-
-                def answer(predictor: lowft.Predictor, batch: dict[str, torch.Tensor] = batch) -> None:
-                    with torch.inference_mode():
-                        predictor.model(**batch)
-
-                sides = {name: (lambda predictor=predictor: answer(predictor)) for name, predictor in loaded.items()}
+                models = {name: predictor.model for name, predictor in loaded.items()}
+                sides = answering(models, loaded[_REFERENCE].tokenizer, splits, rows=rows, tokens=_LENGTH)
                 times = {name: median(found) for name, found in times_in_turn(sides, options.turns).items()}
                 for name, seconds in times.items():
                     ratios[name, rows].append(times[_REFERENCE] / seconds)
@@ -95,7 +84,7 @@ def main() -> None:
             for name in _FORMATS:
                 found = ratios[name, rows]
                 print(f"batch {rows:2}  {name:21} {mean(found):.2f}x ({min(found):.2f} to {max(found):.2f})")
-        side_by_side(folders, list(splits.test.texts[:6]))
+        side_by_side(folders, list(splits.test.texts[:6]) if splits.test else [])
 
 
 def side_by_side(folders: dict[str, Path], texts: list[str]) -> None:

@@ -207,9 +207,9 @@ def test_sensitivity_names_the_layer_that_suffers() -> None:
     """A layer with one huge weight loses all others; it comes first, and the model is as it was."""
     model = tiny_model("bert")
     with torch.no_grad():
-        model.get_submodule("bert.encoder.layer.1.output.dense").weight[:, 0] = 1e4  # type: ignore[index, operator]
+        model.get_submodule("bert.encoder.layer.1.output.dense").weight[:, 0] = 1e4  # type: ignore[operator]
         gate = model.get_submodule("bert.encoder.layer.1.intermediate.dense")
-        gate.weight[0], gate.bias[0] = 0, -1e4  # type: ignore[index, operator] # its neuron is silent
+        gate.weight[0], gate.bias[0] = 0, -1e4  # type: ignore[operator] # its neuron is silent
     before, state = logits_of(model, "bert"), copy.deepcopy(model.state_dict())
     table = quantization_sensitivity(model, lambda model: logits_of(model, "bert"), "int8", progress=False)
     assert table.worst(1) == ["bert.encoder.layer.1.output.dense"]

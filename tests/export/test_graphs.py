@@ -23,7 +23,7 @@ from lowft.errors import (
 from lowft.export import load
 from lowft.strategies import Prune, Quantize
 from lowft.trainer import Trainer
-from tests.export.test_forged import sign
+from tests.forgery import sign
 from tests.runs import NO_DROPOUT, tiny_trainer
 from tests.strategy_cases import tiny_rows
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -165,9 +165,9 @@ def test_a_drop_in_accuracy_stops_the_export(runtime: Any, tmp_path: Path) -> No
     assert trainer.evaluate().metrics["accuracy"] > 0.8
     with torch.no_grad():  # one weight so large that eight bits are not enough for the others
         for layer in trainer.model.get_submodule("bert.encoder.layer").children():
-            layer.output.dense.weight[:, 0] = 1e6  # type: ignore[union-attr, index, operator]
-            layer.intermediate.dense.weight[0] = 0  # type: ignore[union-attr, index, operator]
-            layer.intermediate.dense.bias[0] = -30  # type: ignore[union-attr, index, operator]
+            layer.output.dense.weight[:, 0] = 1e6  # type: ignore[union-attr, operator]
+            layer.intermediate.dense.weight[0] = 0  # type: ignore[union-attr, operator]
+            layer.intermediate.dense.bias[0] = -30  # type: ignore[union-attr, operator]
     before = trainer._predictor().predict_logits(rows["text"])
     with pytest.raises(AccuracyDropError, match=r"accuracy on 40 validation rows is .* before and .* after") as caught:
         trainer.export(tmp_path / "small", format=runtime, precision="int8", max_drop=0.02, verify="here")
