@@ -237,7 +237,7 @@ for index in range(count):
         continue
     try:
         model = AutoModelForSequenceClassification.from_pretrained(f"{root}/{index}").eval()
-    except ValueError as error:
+    except (OSError, RuntimeError) as error:
         answers.append([own.tolist(), str(error)])
         continue
     tokenizer = AutoTokenizer.from_pretrained(f"{root}/{index}")
@@ -253,11 +253,14 @@ print(json.dumps(answers))
 @pytest.mark.xdist_group("reloaded")
 @pytest.mark.parametrize("key", [f"{name} on bert" for name in ALLOWED] + [f"unfreeze on {arch}" for arch in OTHERS])
 def test_a_fresh_process_gives_the_same_logits(key: str, reloaded: dict[str, Any]) -> None:
-    """`lowft.load` gives the same bits in a fresh process, and plain transformers the same model."""
+    """`lowft.load` gives the same bits in a fresh process, and plain transformers the same model, or says no."""
     own, by_lowft, by_transformers = reloaded[key]
     assert isinstance(own, np.ndarray), own
     assert np.array_equal(own, np.float32(by_lowft)), by_lowft
     if "quantize" in key:
-        assert "lowft" in by_transformers  # it refuses what it would read as floats
+        assert "no file named model.safetensors" in by_transformers  # it would read integers as weights
+        return
+    if "heads" in key:
+        assert "mismatch" in by_transformers  # no config says how many heads each layer has
         return
     assert np.allclose(own, by_transformers, atol=1e-5)
