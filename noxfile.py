@@ -48,7 +48,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and the examples in the docstrings, on up to four cores."""
     _install(session, "tests")
-    workers = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup")
+    workers = ("--numprocesses=auto", "--maxprocesses=4")  # tests/conftest.py shares out the tests
     session.run(PYTHON, "-m", "pytest", *workers, *session.posargs)
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--flops", type=float, nargs="*", default=[0.8, 0.6, 0.4, 0.2], help="operations left (default: %(default)s)"
     )
-    parser.add_argument("--calibration", type=int, default=2048, help="rows for the cut (default: %(default)s)")
+    parser.add_argument("--calibration", type=int, default=1024, help="rows for the cut (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the recovery (default: %(default)s)")
     options = parser.parse_args()
     describe_machine(options.threads)

@@ -7,6 +7,7 @@ import os
 import random
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # Libraries read these once, when they are first imported; subprocesses of tests inherit them.
 os.environ.update(
@@ -27,6 +28,31 @@ hypothesis.settings.load_profile("lowft")
 
 # Tiny models are fastest on one thread, and sums are then added in the same order everywhere.
 torch.set_num_threads(1)
+
+
+# Tests whose fixtures take long and serve them all: one worker runs them. pytest-xdist 3.8 has marks for it, which it
+# writes into the names of tests, where pytest 9.2 no longer looks.
+_TOGETHER = (
+    "tests/export/test_graphs.py",
+    "tests/test_checkpoint_faults.py",
+    "tests/test_deployment.py",
+    "tests/test_processes.py",
+    "tests/test_real_model.py",
+    "tests/test_resume.py",
+    "tests/test_strategies_table.py::test_a_fresh_process_gives_the_same_logits",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return a scheduler that keeps such tests together, and else gives a test to whoever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((start for start in _TOGETHER if nodeid.startswith(start)), nodeid)
+
+    return Together(config, log)
 
 
 def _package_folder(name: str) -> Path:

@@ -132,7 +132,7 @@ ALLOWED: dict[str, tuple[Strategy, ...]] = {"none": ()}
 REFUSED: dict[str, tuple[Strategy, Strategy]] = {}
 
 # Where three meet: one of each family, and stages that come before, between and after one another.
-_TRIPLES = ("top", "unfreeze", "augment", "distill", "prune heads and neurons", "quantize in a stage")
+_TRIPLES = ("top", "unfreeze", "distill", "prune heads and neurons", "quantize in a stage")
 _FOUR = ("unfreeze", "prune", "distill", "quantize in a stage")
 
 

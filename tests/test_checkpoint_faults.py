@@ -27,8 +27,6 @@ from tests.strategy_cases import AllHooks
 from tests.test_strategies_table import assert_same, contents, final_weights, make_trainer
 
 # Fills every file of a checkpoint: memory, best weights, weights of before the stage.
-pytestmark = pytest.mark.xdist_group("killed runs")  # what its fixtures made serves all of them
-
 STRATEGIES: tuple[Strategy, ...] = (
     LayerwiseUnfreeze((Unfreeze(top=1, max_steps=2), Unfreeze(top="all", max_steps=2)), min_improvement=-1.0),
     AllHooks(),

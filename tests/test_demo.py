@@ -86,7 +86,9 @@ def test_equal_seeds_give_equal_models(
 ) -> None:
     """A second run replaces what the first has written, with the very same weights; another seed has others."""
     predicted = subprocess.CompletedProcess([], 0, stdout="")
-    stub = SimpleNamespace(run=lambda *_, **__: predicted)  # the predictions of a second process take seconds
+    stub = SimpleNamespace(
+        run=lambda *_, **__: predicted, PIPE=subprocess.PIPE
+    )  # the predictions of a second process take seconds
     monkeypatch.setattr("lowft.demo.subprocess", stub)
     weights = []
     for seed in (1, 1, 2):

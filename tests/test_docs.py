@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
+
+from lowft.loop import Loop
 
 ROOT = Path(__file__).parent.parent
+_STEPS = 6
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
@@ -35,15 +35,13 @@ def test_there_are_pages() -> None:
 
 
 @pytest.fixture
-def _all_cores() -> Iterator[None]:
-    """Let the real model of the pages use every core; no page is compared to the bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(threads)
+def _short_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End each stage of training after a few steps: what a page shows was printed by `docs/run_pages.py`, in full."""
+    planned = Loop.planned_steps
+    monkeypatch.setattr(Loop, "planned_steps", lambda loop, stage: min(_STEPS, planned(loop, stage)))
 
 
-@pytest.mark.usefixtures("_all_cores")
+@pytest.mark.usefixtures("_short_stages")
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs(page: str, tmp_path: Path) -> None:
     """Each Python block of a page runs, in order, without an error."""

@@ -16,8 +16,6 @@ from lowft.checkpoint import read_tensors, verify_folder
 from lowft.export import load
 from tests.test_strategies_table import assert_same
 
-pytestmark = pytest.mark.xdist_group("two processes")  # what its fixtures made serves all of them
-
 ROOT = Path(__file__).parents[1]
 SECONDS = 300  # many times what it takes: a process that waits for the other in vain is what must be found
 STEPS = {"plain": 4, "staged": 8, "taught": 6}

@@ -19,8 +19,6 @@ from lowft.strategies import LayerwiseUnfreeze, Unfreeze
 from lowft.trainer import Trainer
 from tests.test_strategies_table import assert_same, contents
 
-pytestmark = pytest.mark.xdist_group("real model")  # what its fixtures made serves all of them
-
 ROOT = Path(__file__).parents[1]
 TRAIN, HELD_OUT = 48, 16
 Rows = tuple[list[str], list[int]]

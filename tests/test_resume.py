@@ -37,8 +37,6 @@ from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, contents, final_weights, make_trainer
 from tests.tiny import tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.xdist_group("resumed runs")  # what its fixtures made serves all of them
-
 LAST = 4
 OPTIMIZER = "optimizer.safetensors"
 

@@ -250,7 +250,6 @@ print(json.dumps(answers))
 """
 
 
-@pytest.mark.xdist_group("reloaded")
 @pytest.mark.parametrize("key", [f"{name} on bert" for name in ALLOWED] + [f"unfreeze on {arch}" for arch in OTHERS])
 def test_a_fresh_process_gives_the_same_logits(key: str, reloaded: dict[str, Any]) -> None:
     """`lowft.load` gives the same bits in a fresh process, and plain transformers the same model, or says no."""

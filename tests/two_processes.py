@@ -27,6 +27,8 @@ from tests.tiny import tiny_model
 RANK = int(os.environ.get("RANK", "0"))
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
+TEACHER = tiny_teacher()  # before the processes form a group, in which transformers saves on the first alone
+
 # Large, since AdamW would otherwise blow the rounding errors of gradients near zero up to whole steps.
 STEADY: dict[str, Any] = {"adam_epsilon": 1e-3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
 
@@ -88,7 +90,7 @@ def taught(found: Found, folder: Path) -> None:
         train_dataset=tiny_rows(13),
         unlabeled_dataset=tiny_rows(7, seed=5)["text"],
         batch_size=4 // PROCESSES,
-        strategies=[Distill(tiny_teacher(), hidden=0.5, relations=0.5)],
+        strategies=[Distill(TEACHER, hidden=0.5, relations=0.5)],
         load_best_model_at_end=False,
         **STEADY,
     )
