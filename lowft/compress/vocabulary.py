@@ -117,7 +117,8 @@ def prune_vocabulary(
     """Return a model and a tokenizer without the words that the texts do not use; the given ones are not changed.
 
     A text whose tokens all stay has the same tokens, and so the same logits to the bit. Any other text is spelled with
-    shorter tokens, down to characters or bytes, which always stay: nothing becomes unknown that was not so before.
+    shorter tokens, down to characters or bytes, which always stay: nothing becomes unknown that was not so before, save
+    a word of WordPiece with a character that the vocabulary has within longer tokens only.
     What is returned is an ordinary model and tokenizer: train them, export them, save them for plain transformers.
 
     The embeddings are cut and all else that has a row for each token, such as the output layer of a language model;
