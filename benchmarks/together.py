@@ -38,10 +38,10 @@ def main() -> None:
             source, splits = fine_tuned(options, Path(scratch), seed)
             whole = lowft.load(source, precision="float32", threads=options.threads)
             model, tokenizer, words = lowft.prune_vocabulary(
-                lowft.load_model(source), whole.tokenizer, splits.train.texts, min_count=2
+                lowft.load_model(source), whole.tokenizer, splits.train.texts
             )
             strategies = [
-                lowft.Prune(flops=options.flops, scope="global", epochs=options.epochs, learning_rate=1e-4),
+                lowft.Prune(flops=options.flops, scope="global", epochs=options.epochs, learning_rate=2e-4),
                 lowft.Distill(source, alpha=0.9),
                 lowft.Quantize("int8", when="stage", epochs=0.5, learning_rate=3e-5),
             ]

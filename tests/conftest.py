@@ -48,7 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Return a scheduler that keeps such tests together, and else gives a test to whoever is free."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class Together(LoadScopeScheduling):
+    class Together(LoadScopeScheduling):  # type: ignore[misc] # which has no types
         def _split_scope(self, nodeid: str) -> str:
             return next((start for start in _TOGETHER if nodeid.startswith(start)), nodeid)
 
