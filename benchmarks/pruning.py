@@ -46,7 +46,7 @@ def main() -> None:
         "--flops", type=float, nargs="*", default=[0.8, 0.6, 0.4, 0.2], help="operations left (default: %(default)s)"
     )
     parser.add_argument("--calibration", type=int, default=1024, help="rows for the cut (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the recovery (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=3e-5, help="of the recovery (default: %(default)s)")
     options = parser.parse_args()
     describe_machine(options.threads)
 
