@@ -12,7 +12,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -31,6 +31,7 @@ __all__ = [
     "describe_machine",
     "draw",
     "fine_tuned",
+    "labelled_batches",
     "minilm",
     "rotten_tomatoes",
     "spread",
@@ -122,6 +123,15 @@ def answering(
     texts = list(splits.test.texts[:rows])
     batch = dict(tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"))
     return {name: torch.inference_mode()(lambda model=model: model(**batch)) for name, model in models.items()}
+
+
+def labelled_batches(predictor: lowft.Predictor, rows: lowft.Rows, count: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield training rows as the model takes them, 32 at a time."""
+    classes = {name: number for number, name in predictor.labels.id2label.items()}
+    for start in range(0, count, 32):
+        chosen = rows.select(range(start, min(start + 32, count)))
+        made = predictor.tokenizer(list(chosen.texts), padding=True, return_tensors="pt")
+        yield {**made, "labels": torch.tensor([classes[label] for label in chosen.labels or ()])}
 
 
 def times_in_turn(sides: Mapping[str, Callable[[], Any]], turns: int, *, warm_up: int = 3) -> dict[str, list[float]]:

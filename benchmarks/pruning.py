@@ -11,11 +11,9 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
 
-import torch
 from _common import (
     FULL,
     accuracy_of,
@@ -23,20 +21,12 @@ from _common import (
     compression_options,
     describe_machine,
     fine_tuned,
+    labelled_batches,
     spread,
     times_in_turn,
 )
 
 import lowft
-
-
-def labelled_batches(predictor: lowft.Predictor, rows: lowft.Rows, count: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield training rows as the model takes them, 32 at a time."""
-    classes = {name: number for number, name in predictor.labels.id2label.items()}
-    for start in range(0, count, 32):
-        chosen = rows.select(range(start, min(start + 32, count)))
-        made = predictor.tokenizer(list(chosen.texts), padding=True, return_tensors="pt")
-        yield {**made, "labels": torch.tensor([classes[label] for label in chosen.labels or ()])}
 
 
 def main() -> None:
