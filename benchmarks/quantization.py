@@ -32,10 +32,8 @@ _REFERENCE = "PyTorch float32"
 
 def export_all(source: Path, splits: lowft.Splits, folder: Path) -> dict[str, Path]:
     """Write a fine-tuned model in every format, each read again by a fresh process and measured before and after."""
-    config = lowft.TrainingConfig(max_steps=1, learning_rate=1e-12, progress=False)  # no step that would show
-    trainer = lowft.Trainer(source, splits.train, splits.validation, config=config)
-    model = lowft.load_model(source)
-    trainer.model.load_state_dict(model.state_dict())
+    config = lowft.TrainingConfig(progress=False)
+    trainer = lowft.Trainer(source, splits.train, splits.validation, config=config)  # which exports without a step
     return {
         name: trainer.export(folder / name.replace(" ", "-"), format=runtime, precision=precision, max_drop=None)
         for name, (runtime, precision) in _FORMATS.items()

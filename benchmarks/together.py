@@ -74,10 +74,7 @@ def main() -> None:
             print(f"seed {seed}  pruned, distilled and used to integers in {time.perf_counter() - started:.0f} s")
             folder = Path(scratch, f"seed-{seed}")
             folders = {_REFERENCE: source}
-            untouched = lowft.Trainer(
-                lowft.load_model(source), splits.train, splits.validation, tokenizer=whole.tokenizer,
-                config=dataclasses.replace(config, max_steps=1, learning_rate=1e-12),  # no step that would show
-            )  # fmt: skip
+            untouched = lowft.Trainer(source, splits.train, splits.validation, config=config)  # exports without a step
             folders["int8 alone, OpenVINO"] = untouched.export(folder / "int8", format="openvino", precision="int8")
             folders["all, PyTorch"] = trainer.export(folder / "own", max_drop=None)
             folders["all, ONNX Runtime"] = trainer.export(folder / "onnx", format="onnx", max_drop=None)
