@@ -28,7 +28,7 @@ def rearranged(slopes: Tensor, kept: Tensor) -> Tensor:
     Returns:
         Numbers of units that stay, rising, as many as before.
 
-    >>> slopes = torch.tensor([[1.0, 1.2, -1.1, 2.0]])  # the first and the third undo each other best
+    >>> slopes = torch.tensor([[1.0, 1.3, -1.1, 2.0]])  # the first and the third undo each other best
     >>> rearranged(slopes, torch.tensor([2, 3]))
     tensor([1, 3])
     """
