@@ -57,6 +57,7 @@ def fill_caches(
     train_rows: TokenizedRows,
     eval_rows: TokenizedRows | None,
     *,
+    precision: str,
     epochs: float,
     evaluations: float,
 ) -> StageCaches:
@@ -68,6 +69,7 @@ def fill_caches(
         placement: Where to compute.
         train_rows: The training rows.
         eval_rows: The validation rows.
+        precision: In which to compute.
         epochs: Passes over the training rows that the stage plans.
         evaluations: Evaluations that it plans.
     """
@@ -86,7 +88,7 @@ def fill_caches(
         attached.model,
         attached.layers,
         blocks,
-        precision=config.precision,
+        precision=precision,
         folder=None if config.output_dir is None else Path(config.output_dir),
         progress=config.progress,
     )
