@@ -1,9 +1,9 @@
 """How much of what a smaller model lacks does a teacher give it?
 
 MiniLM is fine-tuned on Rotten Tomatoes: the teacher. A smaller model, layers 0, 2 and 5 of MiniLM as it was
-pre-trained, learns from the labels alone. Two students begin as those layers of the teacher: one learns from the labels
-alone, which tells what the teacher's layers are worth, the other from the teacher's answers too. All train for as many
-epochs, are tested on the same rows, which none has seen, and answer the same batch in turn.
+pre-trained, learns from the labels alone. The student begins as those layers of the teacher, and learns from its
+answers too. Both train for as many epochs; all are tested on the same rows, which none has seen, and answer the same
+batch in turn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from _common import (
 
 import lowft
 
-_TEACHER, _ALONE, _LAYERS, _DISTILLED = "teacher", "trained alone", "teacher's layers", "distilled"
+_TEACHER, _ALONE, _DISTILLED = "teacher", "trained alone", "distilled"
 
 
 def texts_read(trainer: lowft.Trainer) -> int:
@@ -40,16 +40,16 @@ def texts_read(trainer: lowft.Trainer) -> int:
 def main() -> None:
     """Train both students for each seed, test and time them, and print every figure."""
     parser = compression_options(__doc__)
-    parser.add_argument("--layers", type=int, default=3, help="layers of the students (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=3, help="of either student (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of either student (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=3, help="layers of the small models (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=3, help="of either (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of either (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.5, help="share of the teacher (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=2.0, help="of the softened answers (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="draw to begin with (default: %(default)s)")
     options = parser.parse_args()
     describe_machine(options.threads)
 
-    sides = (_TEACHER, _ALONE, _LAYERS, _DISTILLED)
+    sides = (_TEACHER, _ALONE, _DISTILLED)
     accuracies: dict[str, list[float]] = {side: [] for side in sides}
     ratios: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,7 +82,7 @@ def main() -> None:
                 accuracies[side].append(accuracy_of(trainer._predictor(), splits))  # noqa: SLF001
                 models[side] = trainer.model.eval()
                 read = f"; texts the teacher has read after each epoch: {asked}" if side == _DISTILLED else ""
-                print(f"seed {seed}  {side:16}  trained in {seconds:.0f} s{read}", flush=True)
+                print(f"seed {seed}  {side:13}  trained in {seconds:.0f} s{read}", flush=True)
             batch = answering(models, teacher.tokenizer, splits, rows=32)
             times = {side: median(found) for side, found in times_in_turn(batch, options.turns).items()}
             ratios.append(times[_TEACHER] / times[_DISTILLED])
@@ -90,7 +90,7 @@ def main() -> None:
             print(f"seed {seed}  {listed}  {ratios[-1]:.2f}x as fast as the teacher", flush=True)
     print()
     for side in sides:
-        print(f"{side:16}  accuracy {spread(accuracies[side])} %")
+        print(f"{side:13}  accuracy {spread(accuracies[side])} %")
     gap = mean(accuracies[_TEACHER]) - mean(accuracies[_ALONE])
     gain = mean(accuracies[_DISTILLED]) - mean(accuracies[_ALONE])
     closed = f"{gain / gap:.0%} of it" if gap > 0 else "and there was none to close"
