@@ -19,7 +19,7 @@ from lowft.errors import ConfigError
 FIELDS = [field.name for field in dataclasses.fields(TrainingConfig)]
 OPTIONAL = {
     "class_weights", "data_seed", "device", "early_stopping_patience", "eval_steps", "greater_is_better",
-    "learning_rate", "max_grad_norm", "max_length", "max_steps", "metric_for_best_model", "output_dir", "progress",
+    "learning_rate", "max_grad_norm", "max_length", "max_memory", "max_minutes", "max_steps", "metric_for_best_model", "output_dir", "progress",
     "save_steps",
 }  # fmt: skip
 AT_LEAST_ONE = (
