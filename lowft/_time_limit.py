@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TimeLimit"]
 
-_EVALUATION, _SAVING = "evaluation_seconds", "saving_seconds"
+_EVALUATION, _SAVING, _SLOWEST_SAVE = "evaluation_seconds", "saving_seconds", "slowest_save_seconds"
 
 
 class TimeLimit:
@@ -44,11 +44,17 @@ class TimeLimit:
         return self._loop.kept.seconds + self._loop.kept.measured.get(_SAVING, 0.0)
 
     @property
+    def _reserve(self) -> float:
+        """Seconds for an evaluation and the checkpoints before and after it."""
+        known = self._loop.kept.measured
+        return known.get(_EVALUATION, 0.0) + 2 * known.get(_SLOWEST_SAVE, 0.0)
+
+    @property
     def is_up(self) -> bool:
         """Whether too little is left for a step of another stage and its evaluation."""
         if self._loop.config.max_minutes is None:
             return False
-        needed = self._slowest_step + self._loop.kept.measured.get(_EVALUATION, 0.0)
+        needed = self._slowest_step + self._reserve
         return any(self._loop.placement.gather(self._spent + needed > self._limit))
 
     def cut_again(self, steps: int) -> int:
@@ -61,13 +67,18 @@ class TimeLimit:
             return steps
         return state.stage_step
 
+    def measure_evaluation(self) -> None:
+        """Learn what an evaluation takes before there has been one."""
+        loop = self._loop
+        if loop.config.max_minutes is None or loop.eval_rows is None or _EVALUATION in loop.kept.measured:
+            return
+        loop.kept.measured[_EVALUATION] = max(loop.placement.gather(seconds_of_evaluation(loop)))
+
     def start_stage(self) -> None:
         """Share the time that is left among this stage and those that follow in any case."""
         loop = self._loop
         if loop.config.max_minutes is None:
             return
-        if loop.eval_rows is not None and _EVALUATION not in loop.kept.measured:
-            loop.kept.measured[_EVALUATION] = max(loop.placement.gather(seconds_of_evaluation(loop)))
         stages, index = loop.attached.stages, loop.attached.state.stage_index
         later = sum(loop.planned_steps(stage) for stage in stages[index + 1 :] if stage.always)
         rest = loop.attached.state.stage_steps - loop.attached.state.stage_step + later
@@ -82,9 +93,8 @@ class TimeLimit:
             return ""
         state, kept = loop.attached.state, loop.kept
         self._slowest_step = max(self._slowest_step, self._spent - self._before)
-        reserve = kept.measured.get(_EVALUATION, 0.0)
-        # An evaluation that is due now is paid for as well as the one after the next step.
-        needed = self._slowest_step + (2 * reserve if loop.is_milestone else reserve)
+        # An evaluation that is due now is paid for as well as the one after the next step; either may be saved.
+        needed = self._slowest_step + self._reserve * (2 if loop.is_milestone else 1)
         up = any(loop.placement.gather(self._spent + needed > self._deadline))
         self._before = self._spent
         if not up or state.stage_step >= state.stage_steps:
@@ -109,4 +119,5 @@ class TimeLimit:
         """Add what a checkpoint took, which is not counted as the run's own time."""
         known = self._loop.kept.measured
         known[_SAVING] = known.get(_SAVING, 0.0) + seconds
+        known[_SLOWEST_SAVE] = max(known.get(_SLOWEST_SAVE, 0.0), seconds)
         self._before += seconds

@@ -214,6 +214,7 @@ class Loop:
             self._measure_peak()
             self._note(fit_in_memory_(self, self.config.max_memory))
             self.peak.restart()  # what was tried is no part of the run
+        self.limit.measure_evaluation()
         self.kept.seconds = time.perf_counter() - started
         self.limit.start_stage()
         while not self._stage_is_over():
