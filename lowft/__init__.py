@@ -88,6 +88,7 @@ from lowft.models import (
     small_models,
     trainable_names,
 )
+from lowft.planning import Plan, PlannedStage
 from lowft.predictor import Predictor
 from lowft.registry import from_dict, register, registered, to_dict
 from lowft.report import Comparison
@@ -138,6 +139,8 @@ __all__ = [
     "NlpAug",
     "NonFiniteError",
     "PartialFreeze",
+    "Plan",
+    "PlannedStage",
     "Predictor",
     "Prune",
     "PruningReport",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lowft.data.batching import TokenizedRows
     from lowft.models.prefix_cache import PrefixCache
 
-__all__ = ["autocast", "compute_logits", "evaluation_mode", "kept_modes", "logits_of"]
+__all__ = ["autocast", "compute_logits", "evaluation_mode", "kept_modes", "logits_of", "logits_of_rows"]
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -69,6 +69,23 @@ def logits_of(outputs: Any) -> Tensor:
 
 
 @torch.no_grad()
+def logits_of_rows(
+    model: torch.nn.Module,
+    rows: TokenizedRows,
+    indices: npt.NDArray[np.int64],
+    *,
+    precision: str,
+    cache: PrefixCache | None,
+) -> npt.NDArray[np.float32]:
+    """Return the logits, `[indices, outputs]` in float32, of rows that go through the model as one batch."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    batch = rows.collate(indices.tolist()).to(device)
+    served = contextlib.nullcontext() if cache is None else cache.serving(indices.tolist())
+    with autocast(precision, device), served:
+        return logits_of(model(**batch.inputs)).float().cpu().numpy()
+
+
+@torch.no_grad()
 def compute_logits(
     model: torch.nn.Module,
     rows: TokenizedRows,
@@ -93,17 +110,10 @@ def compute_logits(
         cache: Serves what the frozen lowest layers give, where they are cached.
     """
     rank, processes = share
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     order = np.argsort(-rows.lengths, kind="stable")  # longest first: too long a batch fails at once
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
     shown = progress if len(batches) > 1 else False
-
-    def forward(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        batch = rows.collate(indices.tolist()).to(device)
-        served = contextlib.nullcontext() if cache is None else cache.serving(indices.tolist())
-        with autocast(precision, device), served:
-            return logits_of(model(**batch.inputs)).float().cpu().numpy()
 
     most = batch_size
     with evaluation_mode(model):
@@ -111,8 +121,8 @@ def compute_logits(
             waiting = [indices[start : start + most] for start in range(0, len(indices), most)]
             while waiting:
                 try:
-                    found.append((waiting[0], forward(waiting[0])))
-                    waiting.pop(0)
+                    logits = logits_of_rows(model, rows, waiting[0], precision=precision, cache=cache)
+                    found.append((waiting.pop(0), logits))
                     continue
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error) or len(waiting[0]) == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -11,24 +10,12 @@ from typing import Any
 
 import torch
 
+from lowft._peak import PeakMemory
 from lowft._timing import exact_inputs, forward
 from lowft.data.rows import Rows
 from lowft.export.folder import load
 
 __all__ = ["main"]
-
-_STATUS = Path("/proc/self/status")
-
-
-def _memory(field: str) -> int | None:
-    """Return a field of the process's status in bytes: VmRSS is memory in use now, VmHWM the most there ever was.
-
-    What `resource.getrusage` calls the most is no use: Linux starts it at the memory of the parent process.
-    """
-    if not _STATUS.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in _STATUS.read_text("utf-8").splitlines())
-    return int(lines[field].split()[0]) * 1024
 
 
 def main(question: str, answer: str) -> None:
@@ -38,16 +25,15 @@ def main(question: str, answer: str) -> None:
     # What every folder needs, whatever its format, is no difference between folders.
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # importing has had a peak of its own: forget it
-    before = _memory("VmRSS")
+    meter = PeakMemory(torch.device("cpu"))  # importing has had a peak of its own, which is forgotten
+    before = meter.now
     began = time.perf_counter()
     predictor = load(asked["folder"], threads=asked["threads"])
     seconds = time.perf_counter() - began
     pairs = asked["pairs"]
     rows = Rows(tuple(asked["texts"]), None if pairs is None else tuple(pairs))
     forward(predictor, exact_inputs(predictor, rows, asked["batch_size"], asked["length"]))
-    most = _memory("VmHWM")
+    most = meter.bytes
     found = {"seconds": seconds, "bytes": None if most is None or before is None else max(0, most - before)}
     Path(answer).write_text(json.dumps(found), "utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,8 +64,9 @@ class RunFolder:
         Raises:
             CheckpointError: It could not be written, which every process hears of.
         """
-        step = self.loop.attached.state.step
+        step, began = self.loop.attached.state.step, time.perf_counter()
         self.placement.on_main(lambda: self.checkpoints.save(step, self._write))
+        self.loop.limit.count_saving(time.perf_counter() - began)
         return self.checkpoints.path(step)
 
     def save_once(self) -> Path:

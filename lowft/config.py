@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingConfig"]
 
-# Settings that do not change what is computed: a resumed run may have other values of these.
+# Settings that do not change what is computed, but for how much of it there is room: a resumed run may have others.
 _FREE_ON_RESUME = frozenset(
     {
         "eval_batch_size",
+        "max_memory",
+        "max_minutes",
         "output_dir",
         "overwrite_output_dir",
         "prefix_cache_memory",
@@ -38,6 +40,7 @@ _LEAST: Mapping[str, int] = {
     "eval_steps": 1,
     "gradient_accumulation_steps": 1,
     "max_length": 1,
+    "max_memory": 1,
     "max_nonfinite_steps": 0,
     "max_steps": 1,
     "prefix_cache_memory": 0,
@@ -54,6 +57,7 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
     "label_smoothing": {"least": 0, "below": 1},
     "learning_rate": {"above": 0},
     "max_grad_norm": {"above": 0},
+    "max_minutes": {"above": 0},
     "warmup_ratio": {"least": 0, "below": 1},
     "weight_decay": {"least": 0},
 }
@@ -72,6 +76,13 @@ class TrainingConfig:
     Attributes:
         epochs: Passes over the training rows in each stage; may be fractional.
         max_steps: Optimizer steps of each stage; replaces `epochs` when set.
+        max_minutes: Minutes that training and its evaluations may take, checkpoints included and your own code between
+            steps not. When too little is left for another step and an evaluation, the stage is evaluated and ends with
+            its best weights, and later stages are skipped, but for those that prune or quantize. A resumed run goes on
+            counting.
+        max_memory: Bytes that the run may take: of the process, or on a GPU of what torch allocates there. At the start
+            of each stage the longest batches are tried, and go through the model in halves until they fit, with the
+            same rows in each optimizer step. None halves them only where memory runs out.
         batch_size: Rows in a micro-batch of one process. An optimizer step sees
             `batch_size × gradient_accumulation_steps × processes` rows.
         eval_batch_size: Rows in an evaluation batch of one process.
@@ -127,6 +138,8 @@ class TrainingConfig:
 
     epochs: float = 3
     max_steps: int | None = None
+    max_minutes: float | None = None
+    max_memory: int | None = None
     batch_size: int = 16
     eval_batch_size: int = 64
     gradient_accumulation_steps: int = 1

@@ -32,7 +32,7 @@ class History(Sequence[dict[str, Any]]):
     | --- | --- |
     | `"train"` | `loss`, `learning_rate`, `grad_norm`, `rows` |
     | `"evaluate"` | `eval_loss`, `eval_accuracy`, … |
-    | `"stage"` | `trainable_parameters`, `decision`, `reason`: at the end of a stage |
+    | `"stage"` | `trainable_parameters`, `decision`, `reason`, `peak_memory_bytes`: at the end of a stage |
     | `"note"` | `message` |
 
     Every record also holds `event`, `step` (optimizer steps so far), `stage`, `stage_name`, `epoch` and
@@ -104,6 +104,26 @@ class History(Sequence[dict[str, Any]]):
         if event not in _EVENTS:
             raise ConfigError(f"event must be one of {', '.join(_EVENTS)}, not {event!r}.")
         return [copy.deepcopy(record) for record in self._records if record["event"] == event]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and evaluations so far; saving and the caller's work between steps are not in it."""
+        return max((float(record["seconds"]) for record in self._records), default=0.0)
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory that an ended stage took, in bytes; None where none has ended or it cannot be measured.
+
+        On a GPU that is what torch allocated there. Elsewhere it is the resident memory of the whole process, as limits
+        on containers count it: Python, its libraries, the model, the rows and all else that the process holds.
+
+        >>> history = History()
+        >>> history.append("stage", step=10, peak_memory_bytes=600_000_000)
+        >>> history.peak_memory_bytes
+        600000000
+        """
+        peaks = [record.get("peak_memory_bytes") for record in self._records if record["event"] == "stage"]
+        return max((int(peak) for peak in peaks if peak is not None), default=None)
 
     def __len__(self) -> int:
         return len(self._records)

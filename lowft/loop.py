@@ -11,13 +11,16 @@ import torch
 
 from lowft._alignment import align_
 from lowft._choices import noise_wanted
+from lowft._fitting import fit_in_memory_
 from lowft._inference import autocast, compute_logits, kept_modes, logits_of
 from lowft._memory import is_out_of_memory, release_memory
 from lowft._optimization import make_optimizer, set_learning_rates_
+from lowft._peak import PEAK, PeakMemory
 from lowft._precision import faster_precision
 from lowft._randomness import seeded
 from lowft._stage_caches import StageCaches, fill_caches
 from lowft._task_loss import label_weights, task_loss
+from lowft._time_limit import TimeLimit
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
 from lowft.data.epochs import epoch_batches, halved, plan_epoch
@@ -30,6 +33,8 @@ from lowft.stages import Decision, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
     from lowft._placement import Placement
@@ -75,8 +80,10 @@ class Loop:
         self.optimizer = make_optimizer(attached, config)
         self.finished = False
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
-        self._forward: torch.nn.Module | None = None
-        self._caches = StageCaches()
+        self.forward: torch.nn.Module | None = None
+        self.caches = StageCaches()
+        self.peak = PeakMemory(placement.device)
+        self.limit = TimeLimit(self)
 
     def planned_steps(self, stage: Stage) -> int:
         """Return the optimizer steps that a stage plans."""
@@ -88,7 +95,7 @@ class Loop:
 
     def planned_steps_per_epoch(self, stage: Stage) -> int:
         """Return the optimizer steps of one pass over the training rows in a stage."""
-        rows = self._batch_size(stage) * self.config.gradient_accumulation_steps * self.placement.processes
+        rows = self.batch_size(stage) * self.config.gradient_accumulation_steps * self.placement.processes
         return math.ceil(len(self.train_rows) / rows)
 
     @property
@@ -96,25 +103,40 @@ class Loop:
         """Return the optimizer steps of one pass over the training rows in the current stage."""
         return self.planned_steps_per_epoch(self.attached.state.stage)
 
-    def _batch_size(self, stage: Stage) -> int:
+    def batch_size(self, stage: Stage) -> int:
+        """Return the rows of a micro-batch in a stage."""
         return stage.batch_size or self.config.batch_size
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Return the rows that go through the model at once in an evaluation."""
+        return max(1, self.config.eval_batch_size >> self.kept.eval_halvings)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Return the optimizer steps from one evaluation to the next."""
+        return self.config.eval_steps or self.steps_per_epoch
+
+    @property
+    def evaluations(self) -> int:
+        """Return how many evaluations the current stage plans."""
+        return 0 if self.eval_rows is None else math.ceil(self.attached.state.stage_steps / self.evaluate_every)
 
     @property
     def is_milestone(self) -> bool:
         """Whether an evaluation falls on the step that was just made: after each epoch, or as the settings say."""
         state = self.attached.state
-        every = self.config.eval_steps or self.steps_per_epoch
-        return state.stage_step % every == 0 or state.stage_step == state.stage_steps
+        return state.stage_step % self.evaluate_every == 0 or state.stage_step == state.stage_steps
 
     def steps(self) -> Iterator[StepResult]:
         """Run on from where the state is, a step at a time, to the end of the last stage."""
         state = self.attached.state
         for index in self.attached.remaining_stages():
-            if self._forward is None or index != state.stage_index:
+            if self.forward is None or index != state.stage_index:
                 self._start_stage(index)
             yield from self._run_stage()
             self._end_stage()
-            self._forward = None
+            self.forward = None
         self.finish()
 
     def finish(self) -> None:
@@ -133,12 +155,12 @@ class Loop:
         logits = compute_logits(
             self.attached.model,
             self.eval_rows,
-            batch_size=self.config.eval_batch_size,
+            batch_size=self.eval_batch_size,
             precision=self.kept.precision,
             share=(self.placement.rank, self.placement.processes),
             progress=self.config.progress if self.placement.is_main else False,
             description="evaluating",
-            cache=self._caches.evaluation,
+            cache=self.caches.evaluation,
         )
         labels: Any = self.eval_rows.labels
 
@@ -161,9 +183,12 @@ class Loop:
         if self.config.precision != "auto":
             self.kept.precision = self.config.precision
         self.history = history
+        self.peak.restart()
         self._enter()
 
     def _start_stage(self, index: int) -> None:
+        self.peak.restart()
+        self.kept.measured.pop(PEAK, None)
         rolls_back = any(gate.may_roll_back for gate in self.attached.stages[index].gates)
         self.kept.before_stage = self._copy_weights() if rolls_back else {}
         with seeded(self.config.seed, index):  # the same on every process, and wherever the run was resumed
@@ -176,9 +201,8 @@ class Loop:
         bare, rows = self.train_rows.unlabelled, len(self.train_rows)
         if index == 0 and bare:
             self._record("note", message=f"{bare:,} of {rows:,} training rows have no label")
-        if index == 0 and self._why_precision:
-            self._record("note", message=self._why_precision)
-            _logger.info(self._why_precision)
+        if index == 0:
+            self._note(self._why_precision)
 
     def _forget_best_if_told(self) -> None:
         if self.attached.state.best_is_forgotten:
@@ -186,22 +210,32 @@ class Loop:
             self.attached.state.best_is_forgotten = False
 
     def _enter(self) -> None:
-        self.attached.state.stage_steps = self.planned_steps(self.attached.state.stage)
-        self._forward = self.placement.wrap(self.attached.model)
+        self.attached.state.stage_steps = self.limit.cut_again(self.planned_steps(self.attached.state.stage))
+        self.forward = self.placement.wrap(self.attached.model)
 
     def _run_stage(self) -> Iterator[StepResult]:
         state = self.attached.state
         started = time.perf_counter() - self.kept.seconds
         self.attached.train()
         self._fill_caches()
+        if self.config.max_memory is not None and state.stage_step == 0:
+            self._measure_peak()
+            self._note(fit_in_memory_(self, self.config.max_memory))
+            self.peak.restart()  # what was tried is no part of the run
+        self.limit.measure_evaluation()
+        self.kept.seconds = time.perf_counter() - started
+        self.limit.start_stage()
         while not self._stage_is_over():
             epoch, first = divmod(state.stage_step, self.steps_per_epoch)
             for parts, batches in self._batches(epoch, first):
-                values = self._train_step(parts, batches)
+                values = self.train_step(parts, batches)
                 state.epoch = state.stage_step // self.steps_per_epoch
                 self.kept.seconds = time.perf_counter() - started
+                self._note(self.limit.after_step())
                 metrics = self._evaluate_and_keep() if self.is_milestone and self.eval_rows is not None else None
                 self.kept.seconds = time.perf_counter() - started
+                self._measure_peak()
+                self.limit.after_evaluation()
                 paused = time.perf_counter()
                 with kept_modes(self.attached.model):  # a caller may evaluate, or call model.train(), between steps
                     yield StepResult(**values, metrics=metrics)
@@ -211,7 +245,7 @@ class Loop:
 
     def _fill_caches(self) -> None:
         state = self.attached.state
-        self._caches = fill_caches(
+        self.caches = fill_caches(
             self.attached,
             self.config,
             self.placement,
@@ -219,22 +253,28 @@ class Loop:
             self.eval_rows,
             precision=self.kept.precision,
             epochs=state.stage_steps / self.steps_per_epoch,
-            evaluations=state.stage_steps / (self.config.eval_steps or self.steps_per_epoch),
+            evaluations=state.stage_steps / self.evaluate_every,
         )
-        if self._caches.note and state.stage_step == 0:
-            self._record("note", message=self._caches.note)
+        if state.stage_step == 0:
+            self._note(self.caches.note)
+
+    def _measure_peak(self) -> None:
+        most = self.peak.bytes
+        if most is not None:
+            self.kept.measured[PEAK] = max(most, self.kept.measured.get(PEAK, 0))
 
     def _stage_is_over(self) -> bool:
         state, patience = self.attached.state, self.config.early_stopping_patience
         stale = patience is not None and self.kept.evaluations_without_gain >= patience
         return stale or state.stage_step >= state.stage_steps
 
-    def _plan(self, epoch: int) -> list[list[MicroBatch]]:
+    def plan_epoch(self, epoch: int, lengths: npt.NDArray[np.int64] | None = None) -> list[list[MicroBatch]]:
+        """Return the optimizer steps of one epoch of the current stage, for the rows or for others of these lengths."""
         config = self.config
         seed = config.seed if config.data_seed is None else config.data_seed
         return plan_epoch(
-            self.train_rows.lengths,
-            batch_size=self._batch_size(self.attached.state.stage),
+            self.train_rows.lengths if lengths is None else lengths,
+            batch_size=self.batch_size(self.attached.state.stage),
             accumulation=config.gradient_accumulation_steps,
             processes=self.placement.processes,
             rank=self.placement.rank,
@@ -246,14 +286,14 @@ class Loop:
         state, strategy = self.attached.state, self.attached.strategy
         return epoch_batches(
             self.train_rows,
-            self._plan(epoch)[: first + state.stage_steps - state.stage_step],
+            self.plan_epoch(epoch)[: first + state.stage_steps - state.stage_step],
             first=first,
             seed=(self.config.seed, state.stage_index, epoch),
             transform=strategy.on_examples if strategy.strategies else None,
             workers=self.config.dataloader_num_workers,
         )
 
-    def _train_step(self, parts: Sequence[MicroBatch], batches: Iterator[Batch]) -> dict[str, Any]:
+    def train_step(self, parts: Sequence[MicroBatch], batches: Iterator[Batch]) -> dict[str, Any]:
         """Make one optimizer step and return its figures; where memory runs out, again with fewer rows at a time."""
         collated = list(zip(parts, batches, strict=True))
         while True:
@@ -268,7 +308,7 @@ class Loop:
 
     def _try_step(self, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[str, Any]:
         attached, state, config = self.attached, self.attached.state, self.config
-        assert self._forward is not None  # noqa: S101 - entered with the stage
+        assert self.forward is not None  # noqa: S101 - entered with the stage
         losses: list[Tensor] = []
         seen: list[tuple[Batch, Tensor]] = []
         attached.model.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
@@ -280,9 +320,9 @@ class Loop:
             rate = set_learning_rates_(self.optimizer, attached, config)
             for index, (part, piece) in enumerate(pieces):
                 batch = attached.on_batch(piece.to(self.placement.device))
-                with self.placement.exchange(self._forward, last=index == len(pieces) - 1):
-                    with autocast(self.kept.precision, self.placement.device), self._caches.serving(part.indices):
-                        outputs = self._forward(**batch.inputs)
+                with self.placement.exchange(self.forward, last=index == len(pieces) - 1):
+                    with autocast(self.kept.precision, self.placement.device), self.caches.serving(part.indices):
+                        outputs = self.forward(**batch.inputs)
                     logits, labels = logits_of(outputs).float(), _labels(batch)
                     loss, row_losses = task_loss(self.loss_fn, logits, labels, weights[index])
                     loss = attached.on_loss(loss, outputs, batch)
@@ -382,8 +422,8 @@ class Loop:
 
     def _end_stage(self) -> None:
         """Return to the best weights, ask the gates, undo the stage if they say so."""
-        self._caches.close()
-        self._caches = StageCaches()
+        self.caches.close()
+        self.caches = StageCaches()
         metrics = self.kept.last_metrics
         if self.kept.best:
             load_tensors_(self.attached.model, self.kept.best, "the best weights", partial=True)
@@ -397,12 +437,23 @@ class Loop:
         decision = "end" if is_last and not verdict.ends_training else str(verdict.decision)
         stage = self.attached.state.stage
         reason = verdict.reason if stage.gates or not is_last else "it was the last stage"
-        self._record("stage", trainable_parameters=trainable, decision=decision, reason=reason)
+        if (self.kept.cut_stage == self.attached.state.stage_index or self.limit.is_up) and not verdict.ends_training:
+            self.attached.ended = True
+            decision, reason = "stop", self.limit.reason
+        self._measure_peak()
+        peaks = self.placement.gather(self.kept.measured.get(PEAK))
+        peak = max((int(peak) for peak in peaks if peak is not None), default=None)  # of any process
+        self._record("stage", trainable_parameters=trainable, decision=decision, reason=reason, peak_memory_bytes=peak)
         _logger.info("stage %r: %s (%s)", stage.name, decision, reason)
 
     def _copy_weights(self) -> dict[str, Tensor]:
         tensors = model_tensors(self.attached.model, self.attached.trained)
         return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    def _note(self, message: str) -> None:
+        """Put a message into the history; an empty one says nothing."""
+        if message:
+            self._record("note", message=message)
 
     def _record(self, event: str, **values: Any) -> None:
         state = self.attached.state

@@ -45,7 +45,10 @@ class Kept:
     skipped_steps: int = 0
     seconds: float = 0.0
     precision: str = "float32"
+    measured: dict[str, float] = field(default_factory=dict)  # seconds and bytes, which no two runs share
+    cut_stage: int | None = None  # the last stage that ended because the time was up
     halvings: int = 0  # of micro-batches, each time that memory ran out
+    eval_halvings: int = 0  # of evaluation batches, so that they keep to max_memory
     best: dict[str, Tensor] = field(default_factory=dict)
     before_stage: dict[str, Tensor] = field(default_factory=dict)
 

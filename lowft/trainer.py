@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from lowft._choices import check_gates, check_unlabeled, choose_loss, choose_metric, run_identity
 from lowft._optimization import default_learning_rate
+from lowft._peak import check_measurable
 from lowft._placement import find_placement
 from lowft._preparation import name_classes_, prepare
 from lowft._progress import progress_bar
 from lowft._randomness import seeded
 from lowft._run_folder import RunFolder
-from lowft._settings import check_choice, check_real
+from lowft._settings import check_choice, check_real, check_whole
 from lowft._signals import StopRequest
+from lowft._suggesting import make_plan
 from lowft._tables import format_table, human_count
 from lowft.attach import attach
 from lowft.checkpoint import Checkpoints, commit_folder
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from lowft.data.labels import Labels, Task
     from lowft.history import History
     from lowft.losses import Loss
+    from lowft.planning import Plan
     from lowft.strategy import Strategy
 
 __all__ = ["Trainer"]
@@ -125,6 +128,8 @@ class Trainer:
         if unlabeled_dataset is not None:
             check_unlabeled(strategy)
         self._placement = find_placement(self.config.device)
+        if self.config.max_memory is not None:
+            check_measurable("TrainingConfig", self._placement.device)
         with seeded(self.config.seed):
             parts = prepare(
                 model,
@@ -288,6 +293,35 @@ class Trainer:
                 self._folder.save()
             yield result
         self._reports.clear()
+
+    def plan(self, *, max_minutes: float | None = None, max_memory: int | None = None) -> Plan:
+        """Foretell what the run will cost on this machine; with limits, suggest settings that keep to them.
+
+        A few steps of each stage are made on the real rows, the longest batch among them, with a few batches of an
+        evaluation and of what is cached. Then all is undone: a run after this is bit-identical to one without.
+
+        Where the run does not keep to the limits, these are tried in turn, what costs no accuracy first: the prefix
+        cache, fewer rows at a time with the same rows in each optimizer step, fewer layers that train, shorter texts.
+        Nothing is applied: build a new Trainer from `plan.config` and `plan.strategies`.
+
+        Args:
+            max_minutes: The limit on time, in minutes.
+            max_memory: The limit on memory, in bytes; see `History.peak_memory_bytes` for what is counted.
+
+        Raises:
+            ConfigError: A limit out of its range, or one on memory where memory cannot be measured; several processes.
+            TrainingError: The run has begun already.
+        """
+        if max_minutes is not None:
+            check_real("plan: max_minutes", max_minutes, above=0)
+        if max_memory is not None:
+            check_whole("plan: max_memory", max_memory, least=1)
+            check_measurable("plan", self._placement.device)
+        if self._placement.processes > 1:
+            raise ConfigError("plan measures a run in one process: call it in a process of its own, before the others")
+        if self._loop.finished or self._loop.attached.state.step > 0:
+            raise TrainingError("plan foretells a run that has not begun, and this one has: make a new Trainer for it")
+        return make_plan(self._loop, self._parts.max_length, max_minutes=max_minutes, max_memory=max_memory)
 
     def evaluate(
         self, data: Any = None, *, name: str | None = None, column_mapping: Mapping[str, str] | None = None

@@ -19,15 +19,15 @@ from lowft.errors import ConfigError
 FIELDS = [field.name for field in dataclasses.fields(TrainingConfig)]
 OPTIONAL = {
     "class_weights", "data_seed", "device", "early_stopping_patience", "eval_steps", "greater_is_better",
-    "learning_rate", "max_grad_norm", "max_length", "max_steps", "metric_for_best_model", "output_dir", "progress",
-    "save_steps",
+    "learning_rate", "max_grad_norm", "max_length", "max_memory", "max_minutes", "max_steps", "metric_for_best_model",
+    "output_dir", "progress", "save_steps",
 }  # fmt: skip
 AT_LEAST_ONE = (
     "batch_size", "early_stopping_patience", "eval_batch_size", "eval_steps", "gradient_accumulation_steps",
-    "max_length", "max_steps", "save_steps", "save_total_limit",
+    "max_length", "max_memory", "max_steps", "save_steps", "save_total_limit",
 )  # fmt: skip
 AT_LEAST_ZERO = ("data_seed", "dataloader_num_workers", "max_nonfinite_steps", "seed")
-ABOVE_ZERO = ("adam_epsilon", "epochs", "learning_rate", "max_grad_norm")
+ABOVE_ZERO = ("adam_epsilon", "epochs", "learning_rate", "max_grad_norm", "max_minutes")
 FLAGS = ("group_by_length", "load_best_model_at_end", "overwrite_output_dir")
 
 

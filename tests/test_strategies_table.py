@@ -64,12 +64,12 @@ def make_trainer(folder: Path | None, strategies: tuple[Strategy, ...], arch: st
 
 
 def contents(checkpoint: Path) -> dict[str, Any]:
-    """Return everything in a checkpoint that two equal runs share: all but the seconds."""
+    """Return everything in a checkpoint that two equal runs share: all but what is measured of time and memory."""
     found: dict[str, Any] = {path.name: read_tensors(path) for path in checkpoint.glob("*.safetensors")}
     found["state.json"] = read_json(checkpoint / "state.json")
-    del found["state.json"]["kept"]["seconds"]
+    del found["state.json"]["kept"]["seconds"], found["state.json"]["kept"]["measured"]
     found["history"] = [
-        {key: value for key, value in record.items() if key != "seconds"}
+        {key: value for key, value in record.items() if key not in {"seconds", "peak_memory_bytes"}}
         for record in json.loads((checkpoint / "history.json").read_text())
     ]
     return found

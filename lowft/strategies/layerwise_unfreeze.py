@@ -133,12 +133,14 @@ class LayerwiseUnfreeze(Strategy):
             )
         layers = find_layers(model)
         (stage,) = stages
-        made = tuple(self._stage(part, stage, model, layers) for part in self._schedule(stage, layers))
+        schedule = self.schedule_for(model, stage.rows)
+        made = tuple(self._stage(part, stage, model, layers) for part in schedule)
         made = self._without_idle(made)
         return made if stage.trainable is None else narrow(made, stage.trainable, self.name)
 
-    def _schedule(self, stage: Stage, layers: Layers) -> tuple[Unfreeze, ...]:
-        return tuple(self.schedule) if self.schedule else _default_schedule(layers, stage.rows)
+    def schedule_for(self, model: torch.nn.Module, rows: int | None) -> tuple[Unfreeze, ...]:
+        """Return the settings of each stage; for a model and a number of training rows, where none were given."""
+        return self.schedule or _default_schedule(find_layers(model), rows)
 
     def _stage(self, part: Unfreeze, stage: Stage, model: torch.nn.Module, layers: Layers) -> Stage:
         top = layers.num_blocks if part.top == "all" else part.top
