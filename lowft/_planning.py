@@ -98,7 +98,14 @@ class _Probe:
             eval_rows, batches = self._eval_part(loop.eval_rows, eval_chosen)
         began = time.perf_counter()
         loop.caches = fill_caches(
-            loop.attached, loop.config, loop.placement, rows, eval_rows, epochs=epochs, evaluations=evaluations
+            loop.attached,
+            loop.config,
+            loop.placement,
+            rows,
+            eval_rows,
+            precision=loop.kept.precision,
+            epochs=epochs,
+            evaluations=evaluations,
         )
         cache_seconds = time.perf_counter() - began
         sides = [(loop.caches.train, lengths, rows), (loop.caches.evaluation, eval_lengths, eval_rows)]
