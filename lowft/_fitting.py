@@ -43,7 +43,8 @@ def fit_in_memory_(loop: Loop, most: int) -> str:
     before = (loop.kept.halvings, loop.kept.eval_halvings)
     epochs = min(_EPOCHS, math.ceil(loop.attached.state.stage_steps / loop.steps_per_epoch))
     step = longest_step(loop, loop.train_rows.lengths, epochs)
-    size = max(len(part.indices) for part in step)
+    # Of several processes, each tries its own longest batch, and the one that takes most decides for all.
+    size = max(loop.placement.gather(max(len(part.indices) for part in step)))
     needed = _fitting_bytes(loop, step, most)
     while needed > most:
         if 2**loop.kept.halvings >= size:
@@ -72,13 +73,14 @@ def _fitting_bytes(loop: Loop, step: list[MicroBatch], most: int) -> int:
         allowed = loop.kept.halvings
         # The first step makes the optimizer's state, the second has it beside the activations.
         run_steps(loop, loop.train_rows, [step, step])
-        if loop.kept.halvings > allowed:
-            return most + 1
-        return max(memory.most() or 0, (memory.while_copying() or 0) if loop.evaluations else 0)
+        found = max(memory.most() or 0, (memory.while_copying() or 0) if loop.evaluations else 0)
+        ran_out = loop.kept.halvings > allowed
+    return int(max(loop.placement.gather(most + 1 if ran_out else found)))
 
 
 def _evaluation_bytes(loop: Loop) -> int:
     with undone(loop) as memory:
         memory.expect(loop, loop.evaluations)
         seconds_of_evaluation(loop)
-        return memory.most() or 0
+        found = memory.most() or 0
+    return int(max(loop.placement.gather(found)))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowft._peak import check_measurable
 from lowft._planning import probe_stages
+from lowft._settings import check_real, check_whole
 from lowft._tables import human_bytes, human_seconds
-from lowft.errors import ConfigError, ModelError
+from lowft.errors import ConfigError, ModelError, TrainingError
 from lowft.planning import Plan
 from lowft.stages import Stage
 from lowft.strategies.layerwise_unfreeze import LayerwiseUnfreeze
@@ -56,7 +58,20 @@ def make_plan(loop: Loop, max_length: int, *, max_minutes: float | None, max_mem
         max_length: Tokens after which its texts are cut.
         max_minutes: The limit on time.
         max_memory: The limit on memory, in bytes.
+
+    Raises:
+        ConfigError: A limit out of its range, or one on memory where memory cannot be measured; several processes.
+        TrainingError: The run has begun already.
     """
+    if max_minutes is not None:
+        check_real("plan: max_minutes", max_minutes, above=0)
+    if max_memory is not None:
+        check_whole("plan: max_memory", max_memory, least=1)
+        check_measurable("plan", loop.placement.device)
+    if loop.placement.processes > 1:
+        raise ConfigError("plan measures a run in one process: call it in a process of its own, before the others")
+    if loop.finished or loop.attached.state.step > 0:
+        raise TrainingError("plan foretells a run that has not begun, and this one has: make a new Trainer for it")
     search = _Search(loop, max_minutes, max_memory)
     start = _Choice(loop.attached.strategy.strategies, loop.config, max_length)
     plan = search.measure(start)

@@ -18,6 +18,7 @@ from lowft._optimization import make_optimizer, set_learning_rates_
 from lowft._peak import PEAK, PeakMemory
 from lowft._precision import faster_precision
 from lowft._randomness import seeded
+from lowft._recomputing import keep_activations_
 from lowft._stage_caches import StageCaches, fill_caches
 from lowft._task_loss import label_weights, task_loss
 from lowft._time_limit import TimeLimit
@@ -144,6 +145,8 @@ class Loop:
         quantizes = any("precision" in part.contract.provides for part in self.attached.strategy.strategies)
         if quantizes and not self.finished:
             self.unquantized = unrounded_copy(self.attached.model)
+        if self.config.gradient_checkpointing and not self.finished:
+            keep_activations_(self.attached.model)
         with seeded(self.config.seed):
             align_(self.attached.finish())
         self.finished = True

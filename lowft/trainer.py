@@ -14,8 +14,9 @@ from lowft._placement import find_placement
 from lowft._preparation import name_classes_, prepare
 from lowft._progress import progress_bar
 from lowft._randomness import seeded
+from lowft._recomputing import recompute_activations_
 from lowft._run_folder import RunFolder
-from lowft._settings import check_choice, check_real, check_whole
+from lowft._settings import check_choice, check_real
 from lowft._signals import StopRequest
 from lowft._suggesting import make_plan
 from lowft._tables import format_table, human_count
@@ -153,6 +154,8 @@ class Trainer:
             self.config = replace(self.config, learning_rate=default_learning_rate(parts.model))
         name_classes_(parts.model, parts.labels)
         parts.model.to(self._placement.device)
+        if self.config.gradient_checkpointing:
+            recompute_activations_(parts.model)
         with seeded(self.config.seed):
             attached = attach(parts.model, [strategy], stage=Stage(rows=len(parts.train_rows)))
         check_gates(attached.stages, parts, custom=metrics is not None)
@@ -312,15 +315,6 @@ class Trainer:
             ConfigError: A limit out of its range, or one on memory where memory cannot be measured; several processes.
             TrainingError: The run has begun already.
         """
-        if max_minutes is not None:
-            check_real("plan: max_minutes", max_minutes, above=0)
-        if max_memory is not None:
-            check_whole("plan: max_memory", max_memory, least=1)
-            check_measurable("plan", self._placement.device)
-        if self._placement.processes > 1:
-            raise ConfigError("plan measures a run in one process: call it in a process of its own, before the others")
-        if self._loop.finished or self._loop.attached.state.step > 0:
-            raise TrainingError("plan foretells a run that has not begun, and this one has: make a new Trainer for it")
         return make_plan(self._loop, self._parts.max_length, max_minutes=max_minutes, max_memory=max_memory)
 
     def evaluate(

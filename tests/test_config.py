@@ -28,7 +28,7 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 AT_LEAST_ZERO = ("data_seed", "dataloader_num_workers", "max_nonfinite_steps", "seed")
 ABOVE_ZERO = ("adam_epsilon", "epochs", "learning_rate", "max_grad_norm", "max_minutes")
-FLAGS = ("group_by_length", "load_best_model_at_end", "overwrite_output_dir")
+FLAGS = ("gradient_checkpointing", "group_by_length", "load_best_model_at_end", "overwrite_output_dir")
 
 
 def made(settings: dict[str, Any]) -> TrainingConfig:
