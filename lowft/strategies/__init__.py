@@ -6,7 +6,8 @@ from lowft.strategies.augment import Augment
 from lowft.strategies.distill import Distill
 from lowft.strategies.layerwise_unfreeze import LayerwiseUnfreeze, Unfreeze
 from lowft.strategies.partial_freeze import PartialFreeze
+from lowft.strategies.pooled_head import PooledHead
 from lowft.strategies.prune import Prune
 from lowft.strategies.quantize import Quantize
 
-__all__ = ["Augment", "Distill", "LayerwiseUnfreeze", "PartialFreeze", "Prune", "Quantize", "Unfreeze"]
+__all__ = ["Augment", "Distill", "LayerwiseUnfreeze", "PartialFreeze", "PooledHead", "Prune", "Quantize", "Unfreeze"]
