@@ -61,7 +61,7 @@ class Loop:
         self.attached = attached
         self.config = config
         self.placement = placement
-        self.train_rows = train_rows
+        self.train_rows = attached.state.train_rows = train_rows
         self.eval_rows = eval_rows
         self.loss_fn = loss_fn
         self.measure = measure
@@ -100,7 +100,7 @@ class Loop:
         """Whether an evaluation falls on the step that was just made: after each epoch, or as the settings say."""
         state = self.attached.state
         every = self.config.eval_steps or self.steps_per_epoch
-        return state.stage_step % every == 0 or state.stage_step == state.stage_steps
+        return state.stage_step % every == 0 or state.stage_step == state.stage_steps or state.stage_is_ended
 
     def steps(self) -> Iterator[StepResult]:
         """Run on from where the state is, a step at a time, to the end of the last stage."""
@@ -165,16 +165,19 @@ class Loop:
         # Moments of earlier stages belong to weights that the best ones may have replaced.
         self.optimizer.state.clear()
         self.kept.evaluations_without_gain = 0
-        self._forget_best_if_told()
+        self._heed_strategies()
         self._enter()
         bare, rows = self.train_rows.unlabelled, len(self.train_rows)
         if index == 0 and bare:
             self._record("note", message=f"{bare:,} of {rows:,} training rows have no label")
 
-    def _forget_best_if_told(self) -> None:
+    def _heed_strategies(self) -> None:
         if self.attached.state.best_is_forgotten:
             self.kept.forget_best()
             self.attached.state.best_is_forgotten = False
+        for message in self.attached.state.notes:
+            self._record("note", message=message)
+        self.attached.state.notes.clear()
 
     def _enter(self) -> None:
         self.attached.state.stage_steps = self.planned_steps(self.attached.state.stage)
@@ -217,7 +220,7 @@ class Loop:
     def _stage_is_over(self) -> bool:
         state, patience = self.attached.state, self.config.early_stopping_patience
         stale = patience is not None and self.kept.evaluations_without_gain >= patience
-        return stale or state.stage_step >= state.stage_steps
+        return stale or state.stage_is_ended or state.stage_step >= state.stage_steps
 
     def _plan(self, epoch: int) -> list[list[MicroBatch]]:
         config = self.config
@@ -292,7 +295,7 @@ class Loop:
             }
             if math.isfinite(total) and math.isfinite(norm):
                 attached.step(self.optimizer)
-                self._forget_best_if_told()
+                self._heed_strategies()
             else:
                 self._skip_or_raise(total, norm, seen)
         self._record("train", **{name: values[name] for name in ("loss", "learning_rate", "grad_norm")})
