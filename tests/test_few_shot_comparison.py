@@ -125,7 +125,7 @@ def test_what_makes_no_comparison_is_refused_before_training() -> None:
         ({"first_draw": -1}, "first_draw"),
     ):
         with pytest.raises(ConfigError, match=match):
-            compare_few_shot(DATA, TEST, arms, **wrong)  # type: ignore[arg-type]
+            compare_few_shot(DATA, TEST, arms, **wrong)
     with pytest.raises(ConfigError, match="arms must name"):
         compare_few_shot(DATA, TEST, {})
     with pytest.raises(DataError, match="k=32"):
@@ -138,5 +138,5 @@ def test_what_makes_no_comparison_is_refused_before_training() -> None:
 def test_a_metric_of_ones_own() -> None:
     """The score is what the caller's function makes of labels and predictions."""
     metric = ("share of pos", lambda _, predictions: predictions.count("pos") / len(predictions))
-    result = compare_few_shot(DATA, TEST, {"a": lambda *_: Guess()}, k=[2], draws=2, metric=metric)  # type: ignore[arg-type]
+    result = compare_few_shot(DATA, TEST, {"a": lambda *_: Guess()}, k=[2], draws=2, metric=metric)
     assert (result.metric, result.scores("a", 2).tolist()) == ("share of pos", [[0.5], [0.5]])

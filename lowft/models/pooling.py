@@ -179,18 +179,19 @@ def rebuild_pooled_(model: nn.Module, plan: Mapping[str, Any]) -> None:
     _rebuild_(model, plan["pooling"])
 
 
-def _rebuild_(model: Any, pooling: Pooling) -> None:
+def _rebuild_(module: nn.Module, pooling: Pooling) -> None:
     from transformers import PreTrainedModel
 
     from lowft.models._pooled_output import PooledOutput
 
-    kind = type(model)
-    body = getattr(model, "base_model_prefix", "")
-    if not isinstance(model, PreTrainedModel) or not kind.__name__.endswith("ForSequenceClassification"):
+    kind = type(module)
+    body = str(getattr(module, "base_model_prefix", ""))
+    if not isinstance(module, PreTrainedModel) or not kind.__name__.endswith("ForSequenceClassification"):
         raise ModelError(
             f"a pooled head takes the place of that of a ...ForSequenceClassification of transformers; received a "
             f"{kind.__name__}"
         )
+    model: Any = module
     if not body or not isinstance(getattr(model, body, None), nn.Module):
         raise ModelError(f"{kind.__name__} does not say which of its parts is the pre-trained body")
     width = model.config.get_text_config().hidden_size

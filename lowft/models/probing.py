@@ -69,7 +69,8 @@ def find_output_layer(model: nn.Module) -> str:
     ]
     if not found:
         raise ModelError(f"{type(model).__name__} has no linear output layer (torch.nn.Linear) outside its body")
-    return found[-1]
+    name: str = found[-1]
+    return name
 
 
 def probe_head_(

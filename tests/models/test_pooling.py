@@ -16,12 +16,12 @@ from lowft.compress import quantize_
 from lowft.errors import ConfigError, ModelError, StrategyConflictError
 from lowft.export import load
 from lowft.models.loading import load_model
-from lowft.models.pooling import is_pooled, pool_states, pooled_head_
+from lowft.models.pooling import Pooling, is_pooled, pool_states, pooled_head_
 from lowft.strategies import PooledHead, Quantize
 from tests.runs import tiny_trainer, weights
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
-POOLINGS = ("mean", "cls", "last", "attention")
+POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last", "attention")
 
 
 @given(seed=st.integers(0, 1000), tokens=st.integers(1, 6), padding=st.integers(0, 4), left=st.booleans())

@@ -40,6 +40,7 @@ def test_only_the_output_layer_changes(arch: str) -> None:
     assert (report.rows, report.strength) == (14, 1000.0)
     trainer.model.eval()
     for batch in batches_of(trainer):
+        assert batch.labels is not None
         assert torch.equal(trainer.model(**batch.inputs).logits.argmax(1), batch.labels)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,6 @@ from lowft.strategies import Contrastive, LayerwiseUnfreeze, PartialFreeze, Pool
 from tests.runs import NUMBERED, tiny_trainer, train_records, weights
 from tests.strategy_cases import tiny_rows
 from tests.tiny import tiny_model
-
-BOUND = 1.0  # nats above the least loss
 
 
 def notes(trainer: Any) -> list[str]:
@@ -72,15 +71,18 @@ def test_the_probe_takes_every_kind_of_label(rows: Any, task: str) -> None:
 
 def test_the_contrastive_stage_moves_classes_apart() -> None:
     """The stage comes first, the head rests in it, and its loss on the training rows falls."""
-    strategies = [PooledHead(), Contrastive(max_steps=12, learning_rate=5e-3, batch_size=14, stop_below=0), Probe()]
+    strategies = [PooledHead(), Contrastive(max_steps=12, learning_rate=1e-3, batch_size=14, stop_below=0), Probe()]
     trainer = tiny_trainer(strategies=strategies, max_steps=2, load_best_model_at_end=True)
     head = weights(trainer)["pooled_head.output.weight"]
     rows = trainer._parts.train_rows.collate(range(14))
 
+    assert rows.labels is not None
+    labels = rows.labels
+
     def loss() -> float:
         with torch.no_grad():
             pooled = trainer.model.eval()(**rows.inputs).pooled
-        return supervised_contrastive(F.normalize(pooled, dim=1), rows.labels).item()
+        return supervised_contrastive(F.normalize(pooled, dim=1), labels).item()
 
     before = loss()
     after = []
@@ -89,7 +91,7 @@ def test_the_contrastive_stage_moves_classes_apart() -> None:
             assert torch.equal(weights(trainer)["pooled_head.output.weight"], head)
             after.append(loss())
     assert len(after) == 12
-    assert after[-1] < before - 0.3
+    assert after[-1] < before - 0.1
     assert train_records(trainer, "loss")[0] == pytest.approx(before, abs=1.0)
     assert [stage.name for stage in trainer._loop.attached.stages] == ["contrastive", "training"]
 
@@ -140,25 +142,24 @@ def test_what_cannot_work_is_refused() -> None:
         next(iter(run))
 
 
-def test_a_stopped_run_resumes_bit_identically(tmp_path: Any) -> None:
-    """Stopped in the contrastive stage, at its early end, and after the probe, the run ends as if it had not been."""
+@pytest.mark.parametrize(("bound", "ended"), [(0.0, 3), (10.0, 1)])
+def test_a_stopped_run_resumes_bit_identically(bound: float, ended: int, tmp_path: Path) -> None:
+    """Stopped in the contrastive stage, at its end (early or not), and after the probe, it ends as if it had not been."""
 
     def trainer(folder: str) -> Any:
-        # Enough of a bound for the stage to end early, but not at once.
-        first = Contrastive(max_steps=8, learning_rate=5e-3, batch_size=7, stop_below=BOUND)
+        first = Contrastive(max_steps=3, learning_rate=5e-3, batch_size=7, stop_below=bound)
         return tiny_trainer(
             strategies=[PooledHead("attention"), first, Probe()],
-            max_steps=3,
+            max_steps=2,
             output_dir=tmp_path / folder,
             save_steps=1,
         )
 
     whole = trainer("whole")
     whole.fit()
-    stages = [record["stage_name"] for record in whole.history.filter("train")]
-    ended = stages.count("contrastive")
-    assert 2 <= ended < 8
-    for stop in (1, ended, ended + 1):
+    stages = ["contrastive"] * ended + ["training"] * 2
+    assert [record["stage_name"] for record in whole.history.filter("train")] == stages
+    for stop in sorted({1, ended, ended + 1}):
         broken = trainer(f"stopped-{stop}")
         for result in broken.steps():
             if result.step == stop:
