@@ -144,7 +144,7 @@ def test_what_cannot_work_is_refused() -> None:
 
 @pytest.mark.parametrize(("bound", "ended"), [(0.0, 3), (10.0, 1)])
 def test_a_stopped_run_resumes_bit_identically(bound: float, ended: int, tmp_path: Path) -> None:
-    """Stopped in the contrastive stage, at its end (early or not), and after the probe, it ends as if it had not been."""
+    """Stopped in the contrastive stage, at its end (early or not), and after the probe, it ends as an unbroken one."""
 
     def trainer(folder: str) -> Any:
         first = Contrastive(max_steps=3, learning_rate=5e-3, batch_size=7, stop_below=bound)
