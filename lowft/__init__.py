@@ -51,6 +51,7 @@ from lowft.errors import (
     TrainingError,
 )
 from lowft.export import load
+from lowft.few_shot_comparison import FewShotComparison, FewShotRun, compare_few_shot
 from lowft.history import History, plot_histories
 from lowft.losses import (
     balanced_class_weights,
@@ -88,6 +89,8 @@ from lowft.models import (
     small_models,
     trainable_names,
 )
+from lowft.models.pooling import pooled_head_
+from lowft.models.probing import ProbeReport, probe_head_
 from lowft.planning import Plan, PlannedStage
 from lowft.predictor import Predictor
 from lowft.registry import from_dict, register, registered, to_dict
@@ -95,7 +98,18 @@ from lowft.report import Comparison
 from lowft.results import StepResult
 from lowft.stages import Decision, Gate, MinImprovement, Stage, Target, Verdict
 from lowft.state import State
-from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
+from lowft.strategies import (
+    Augment,
+    Contrastive,
+    Distill,
+    LayerwiseUnfreeze,
+    PartialFreeze,
+    PooledHead,
+    Probe,
+    Prune,
+    Quantize,
+    Unfreeze,
+)
 from lowft.strategy import Chain, Contract, Strategy, chain
 from lowft.trainer import Trainer
 
@@ -116,6 +130,7 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "Contract",
+    "Contrastive",
     "DataError",
     "Decision",
     "Deployed",
@@ -123,6 +138,8 @@ __all__ = [
     "Distill",
     "EvaluationReport",
     "Example",
+    "FewShotComparison",
+    "FewShotRun",
     "Gate",
     "History",
     "LabelError",
@@ -141,7 +158,10 @@ __all__ = [
     "PartialFreeze",
     "Plan",
     "PlannedStage",
+    "PooledHead",
     "Predictor",
+    "Probe",
+    "ProbeReport",
     "Prune",
     "PruningReport",
     "PunctuationInsertion",
@@ -178,6 +198,7 @@ __all__ = [
     "bootstrap_error",
     "calibration_error",
     "chain",
+    "compare_few_shot",
     "compute_metrics",
     "cosine",
     "count_flops",
@@ -201,7 +222,9 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "plot_histories",
+    "pooled_head_",
     "preview",
+    "probe_head_",
     "prune_",
     "prune_vocabulary",
     "quantization_sensitivity",

@@ -87,6 +87,7 @@ class Attached:
         self.enter_stage(index)
         self.state.stage_step = 0
         self.state.epoch = 0
+        self.state.stage_is_ended = False
         self.strategy.on_stage_start(self.state)
         return self.state.stage
 

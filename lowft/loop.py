@@ -68,7 +68,7 @@ class Loop:
         self.attached = attached
         self.config = config
         self.placement = placement
-        self.train_rows = train_rows
+        self.train_rows = attached.state.train_rows = train_rows
         self.eval_rows = eval_rows
         self.loss_fn = loss_fn
         self.measure = measure
@@ -127,7 +127,8 @@ class Loop:
     def is_milestone(self) -> bool:
         """Whether an evaluation falls on the step that was just made: after each epoch, or as the settings say."""
         state = self.attached.state
-        return state.stage_step % self.evaluate_every == 0 or state.stage_step == state.stage_steps
+        at_end = state.stage_step == state.stage_steps or state.stage_is_ended
+        return at_end or state.stage_step % self.evaluate_every == 0
 
     def steps(self) -> Iterator[StepResult]:
         """Run on from where the state is, a step at a time, to the end of the last stage."""
@@ -199,7 +200,7 @@ class Loop:
         # Moments of earlier stages belong to weights that the best ones may have replaced.
         self.optimizer.state.clear()
         self.kept.evaluations_without_gain = 0
-        self._forget_best_if_told()
+        self._heed_strategies()
         self._enter()
         bare, rows = self.train_rows.unlabelled, len(self.train_rows)
         if index == 0 and bare:
@@ -207,10 +208,13 @@ class Loop:
         if index == 0:
             self._note(self._why_precision)
 
-    def _forget_best_if_told(self) -> None:
+    def _heed_strategies(self) -> None:
         if self.attached.state.best_is_forgotten:
             self.kept.forget_best()
             self.attached.state.best_is_forgotten = False
+        for message in self.attached.state.notes:
+            self._record("note", message=message)
+        self.attached.state.notes.clear()
 
     def _enter(self) -> None:
         self.attached.state.stage_steps = self.limit.cut_again(self.planned_steps(self.attached.state.stage))
@@ -269,7 +273,7 @@ class Loop:
     def _stage_is_over(self) -> bool:
         state, patience = self.attached.state, self.config.early_stopping_patience
         stale = patience is not None and self.kept.evaluations_without_gain >= patience
-        return stale or state.stage_step >= state.stage_steps
+        return stale or state.stage_is_ended or state.stage_step >= state.stage_steps
 
     def plan_epoch(self, epoch: int, lengths: npt.NDArray[np.int64] | None = None) -> list[list[MicroBatch]]:
         """Return the optimizer steps of one epoch of the current stage, for the rows or for others of these lengths."""
@@ -345,7 +349,7 @@ class Loop:
             }
             if math.isfinite(total) and math.isfinite(norm):
                 attached.step(self.optimizer)
-                self._forget_best_if_told()
+                self._heed_strategies()
             else:
                 self._skip_or_raise(total, norm, seen)
         self._record("train", **{name: values[name] for name in ("loss", "learning_rate", "grad_norm")})

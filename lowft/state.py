@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lowft.data.batching import TokenizedRows
     from lowft.stages import Stage
 
 __all__ = ["State"]
@@ -37,7 +38,10 @@ class State:
             dictionaries. Everything in it is saved and restored; of several processes, that of the main one, so keep
             in it what all of them share.
         stages: All stages of the run, in order.
+        train_rows: The tokenised training rows; None in a hand-written loop.
+        stage_is_ended: Whether `end_stage` was called in this stage.
         best_is_forgotten: Whether `forget_best` was called; the run resets it when it has acted on it.
+        notes: What `note` was told and the run has not yet written into its history.
 
     >>> from lowft.stages import Stage
     >>> state = State(torch.nn.Linear(2, 2), Stage())
@@ -55,7 +59,10 @@ class State:
     epoch: int = 0
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
+    train_rows: TokenizedRows | None = field(default=None, repr=False)
+    stage_is_ended: bool = field(default=False, init=False, repr=False)
     best_is_forgotten: bool = field(default=False, init=False, repr=False)
+    notes: list[str] = field(default_factory=list, init=False, repr=False)
 
     def forget_best(self) -> None:
         """Let no earlier weights count as the best of the run, nor be returned to.
@@ -63,6 +70,14 @@ class State:
         For a strategy that changes what the model is: weights from before a pruning step are better, and not wanted.
         """
         self.best_is_forgotten = True
+
+    def end_stage(self) -> None:
+        """Let the stage end with the step that is being made, before the steps that it planned."""
+        self.stage_is_ended = True
+
+    def note(self, message: str) -> None:
+        """Have a line written into the history of the run."""
+        self.notes.append(message)
 
     def memory_of(self, name: str) -> dict[str, Any]:
         """Return the memory of one strategy, an empty dictionary at first."""
@@ -80,6 +95,7 @@ class State:
             "step": self.step,
             "stage_step": self.stage_step,
             "epoch": self.epoch,
+            "stage_is_ended": self.stage_is_ended,
             "memory": _take_tensors(self.memory, "memory", tensors),
         }
         return values, tensors
@@ -90,6 +106,7 @@ class State:
         self.step = values["step"]
         self.stage_step = values["stage_step"]
         self.epoch = values["epoch"]
+        self.stage_is_ended = values.get("stage_is_ended", False)  # checkpoints of before do not say
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         self.memory = _put_tensors(values["memory"], tensors, device)
 

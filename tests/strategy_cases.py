@@ -22,7 +22,15 @@ from lowft.data.batching import Batch, BatchRandom, Example
 from lowft.errors import StrategyConflictError
 from lowft.stages import Stage
 from lowft.state import State
-from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
+from lowft.strategies import (
+    Augment,
+    Distill,
+    LayerwiseUnfreeze,
+    PartialFreeze,
+    Prune,
+    Quantize,
+    Unfreeze,
+)
 from lowft.strategy import Contract, Strategy, chain
 from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 

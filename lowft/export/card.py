@@ -80,6 +80,11 @@ def _usage(settings: Mapping[str, Any]) -> str:
         ]
     elif quantized:
         lines += ["", f"Its weights are quantized ({settings['weights']}), which lowft alone reads."]
+    elif any(entry["kind"] == "pooled head" for entry in settings["structure"]):
+        lines += [
+            "",
+            "Its head reads pooled token states, which plain transformers cannot express: lowft alone reads it.",
+        ]
     elif settings["structure"]:
         lines += ["", "Its layers differ in width, which lowft alone can rebuild."]
     elif settings["is_transformers"]:

@@ -25,7 +25,7 @@ from lowft.export.folder import EXPORT_FORMAT, Format, read_folder
 from lowft.export.graphs import GRAPHS, Precision, write_onnx, write_openvino
 from lowft.export.verification import Verify, verify_export
 from lowft.models._quiet import quiet
-from lowft.models.loading import EXPORT_SETTINGS, INTEGERS, WEIGHTS
+from lowft.models.loading import EXPORT_SETTINGS, INTEGERS, POOLED_WEIGHTS, WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -232,7 +232,8 @@ def _write_weights(folder: Path, model: torch.nn.Module) -> None:
             model.save_pretrained(folder)  # type: ignore[operator] # a transformers model
         return
     integers = scheme_of(model) not in {None, "bfloat16"}
-    write_tensors(folder / (INTEGERS if integers else WEIGHTS), model_tensors(model))
+    pooled = any(entry["kind"] == "pooled head" for entry in structure_of(model))
+    write_tensors(folder / (INTEGERS if integers else POOLED_WEIGHTS if pooled else WEIGHTS), model_tensors(model))
     if _is_pretrained(model):
         model.config.save_pretrained(folder)  # type: ignore[operator, union-attr] # a transformers model
 

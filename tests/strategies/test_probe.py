@@ -1,0 +1,171 @@
+"""The probe and the contrastive stage in front of it, in a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lowft.attach import attach
+from lowft.errors import ConfigError, DataError, StrategyConflictError, TrainingError
+from lowft.losses import supervised_contrastive
+from lowft.models.probing import probe_head_
+from lowft.strategies import Contrastive, LayerwiseUnfreeze, PartialFreeze, PooledHead, Probe, Unfreeze
+from tests.runs import NUMBERED, tiny_trainer, train_records, weights
+from tests.strategy_cases import tiny_rows
+from tests.tiny import tiny_model
+
+
+def notes(trainer: Any) -> list[str]:
+    """Return the notes of the history."""
+    return [record["message"] for record in trainer.history.filter("note")]
+
+
+def test_the_probe_alone_changes_nothing_but_the_head() -> None:
+    """Without fine-tuning, the model is what `probe_head_` makes of it, and one step of training is none."""
+    trainer = tiny_trainer(strategies=[PooledHead(), Probe(fine_tune=False)])
+    before = weights(trainer)
+    by_hand = tiny_trainer(strategies=[PooledHead()])
+    by_hand.model.load_state_dict(before)
+    rows = by_hand._parts.train_rows
+    order = rows.lengths.argsort(kind="stable").tolist()
+    probe_head_(by_hand.model, [rows.collate(order)])
+    trainer.fit()
+    assert [stage.name for stage in trainer._loop.attached.stages] == ["probe"]
+    assert all(torch.equal(tensor, weights(by_hand)[name]) for name, tensor in weights(trainer).items())
+    assert notes(trainer)[0].startswith("output layer fitted on 14 rows, C = ")
+
+
+def test_fine_tuning_begins_where_the_probe_ended() -> None:
+    """The first step's loss is that of a fitted head; the head is set once, not at each stage."""
+    stages = LayerwiseUnfreeze((Unfreeze(top=0, epochs=1), Unfreeze(top=1, epochs=1)))
+    plain = tiny_trainer(strategies=[PooledHead(), stages])
+    probed = tiny_trainer(strategies=[PooledHead(), stages, Probe(strengths=(100.0,))])
+    plain.fit()
+    probed.fit()
+    assert train_records(probed, "loss")[0] < train_records(plain, "loss")[0] / 2
+    assert sum("output layer" in note for note in notes(probed)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "task"),
+    [
+        (NUMBERED, "regression"),
+        ({"text": tiny_rows(6)["text"], "label": [["a"], ["b"], ["a", "b"], [], ["a"], ["b"]]}, "multi_label"),
+    ],
+)
+def test_the_probe_takes_every_kind_of_label(rows: Any, task: str) -> None:
+    """Numbers and several classes a row are probed as well; the contrastive stage refuses them."""
+    settings: dict[str, Any] = {"train_dataset": rows, "eval_dataset": None, "new_head": True}
+    outputs = 1 if task == "regression" else 2
+    model = tiny_model("bert", outputs)
+    trainer = tiny_trainer(model=model, strategies=[PooledHead(), Probe(fine_tune=False)], **settings)
+    trainer.fit()
+    assert "output layer fitted" in notes(trainer)[0]
+    with pytest.raises(ConfigError, match=f"labels are for {task}"):
+        tiny_trainer(model=tiny_model("bert", outputs), strategies=[PooledHead(), Contrastive()], **settings)
+
+
+def test_the_contrastive_stage_moves_classes_apart() -> None:
+    """The stage comes first, the head rests in it, and its loss on the training rows falls."""
+    strategies = [PooledHead(), Contrastive(max_steps=12, learning_rate=1e-3, batch_size=14, stop_below=0), Probe()]
+    trainer = tiny_trainer(strategies=strategies, max_steps=2, load_best_model_at_end=True)
+    head = weights(trainer)["pooled_head.output.weight"]
+    rows = trainer._parts.train_rows.collate(range(14))
+
+    assert rows.labels is not None
+    labels = rows.labels
+
+    def loss() -> float:
+        with torch.no_grad():
+            pooled = trainer.model.eval()(**rows.inputs).pooled
+        return supervised_contrastive(F.normalize(pooled, dim=1), labels).item()
+
+    before = loss()
+    after = []
+    for result in trainer.steps():
+        if result.stage == "contrastive":
+            assert torch.equal(weights(trainer)["pooled_head.output.weight"], head)
+            after.append(loss())
+    assert len(after) == 12
+    assert after[-1] < before - 0.1
+    assert train_records(trainer, "loss")[0] == pytest.approx(before, abs=1.0)
+    assert [stage.name for stage in trainer._loop.attached.stages] == ["contrastive", "training"]
+
+
+def test_the_stage_ends_before_it_overfits() -> None:
+    """A loss near the least that is possible ends the stage before its budget, and the history says so."""
+    eager = Contrastive(max_steps=30, learning_rate=5e-3, batch_size=14, stop_below=10.0)
+    trainer = tiny_trainer(strategies=[PooledHead(), eager, Probe(fine_tune=False)])
+    trainer.fit()
+    assert [record["stage_name"] for record in trainer.history.filter("train")] == ["contrastive", "probe"]
+    assert "ends after 1 of 30 steps" in notes(trainer)[0]
+
+
+def test_the_last_weights_of_the_stage_count() -> None:
+    """Validation figures of a head that was never trained do not choose the weights that go on."""
+    trainer = tiny_trainer(
+        strategies=[PooledHead(), Contrastive(max_steps=5, learning_rate=5e-3, stop_below=0), Probe(fine_tune=False)]
+    )
+    seen: dict[str, Any] = {}
+    for result in trainer.steps():
+        if result.stage == "contrastive":
+            seen = weights(trainer)
+    kept = weights(trainer)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in seen.items() if "pooled_head.output" not in name)
+
+
+def test_what_cannot_work_is_refused() -> None:
+    """Orders, labels and settings that make no sense are named with what to do."""
+    with pytest.raises(StrategyConflictError, match="Contrastive needs 'pooled'"):
+        tiny_trainer(strategies=[Contrastive()])
+    with pytest.raises(StrategyConflictError, match=r"order that works: \[PooledHead, Contrastive\]"):
+        tiny_trainer(strategies=[Contrastive(), PooledHead()])
+    with pytest.raises(StrategyConflictError, match="nothing to train"):
+        tiny_trainer(strategies=[PooledHead(), Contrastive(), PartialFreeze(top=0)])
+    with pytest.raises(StrategyConflictError, match="plans the stages"):
+        tiny_trainer(strategies=[LayerwiseUnfreeze(), Probe(fine_tune=False)])
+    for wrong in ({"temperature": 0}, {"stop_below": -1}, {"max_steps": 0}, {"learning_rate": -1.0}):
+        with pytest.raises(ConfigError, match=f"Contrastive.{next(iter(wrong))}"):
+            Contrastive(**wrong)
+    with pytest.raises(ConfigError, match=r"Probe.strengths\[1\]"):
+        Probe(strengths=(1.0, -1.0))
+    lone = {"text": ["a bad film", "a good film"], "label": ["neg", "pos"]}
+    trainer = tiny_trainer(train_dataset=lone, eval_dataset=None, strategies=[PooledHead(), Contrastive()])
+    with pytest.raises(DataError, match="no two share one"):
+        trainer.fit()
+    run = attach(tiny_model("bert"), [Probe()])
+    with pytest.raises(TrainingError, match="probe_head_"):
+        next(iter(run))
+
+
+@pytest.mark.parametrize(("bound", "ended"), [(0.0, 3), (10.0, 1)])
+def test_a_stopped_run_resumes_bit_identically(bound: float, ended: int, tmp_path: Path) -> None:
+    """Stopped in the contrastive stage, at its end (early or not), and after the probe, it ends as an unbroken one."""
+
+    def trainer(folder: str) -> Any:
+        first = Contrastive(max_steps=3, learning_rate=5e-3, batch_size=7, stop_below=bound)
+        return tiny_trainer(
+            strategies=[PooledHead("attention"), first, Probe()],
+            max_steps=2,
+            output_dir=tmp_path / folder,
+            save_steps=1,
+        )
+
+    whole = trainer("whole")
+    whole.fit()
+    stages = ["contrastive"] * ended + ["training"] * 2
+    assert [record["stage_name"] for record in whole.history.filter("train")] == stages
+    for stop in sorted({1, ended, ended + 1}):
+        broken = trainer(f"stopped-{stop}")
+        for result in broken.steps():
+            if result.step == stop:
+                break
+        resumed = trainer(f"stopped-{stop}")
+        resumed.fit(resume_from_checkpoint=True)
+        assert [record["stage_name"] for record in resumed.history.filter("train")] == stages
+        assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
+        assert notes(resumed) == notes(whole)
