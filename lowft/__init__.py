@@ -30,6 +30,7 @@ from lowft.compress import (
     quantize_,
 )
 from lowft.config import TrainingConfig
+from lowft.consistency import consistency_loss, r_drop_loss
 from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, split
 from lowft.data.batching import Batch, BatchRandom, Example
 from lowft.deployment import Deployed, DeploymentReport, Timing, deployment_report
@@ -94,7 +95,7 @@ from lowft.report import Comparison
 from lowft.results import StepResult
 from lowft.stages import Decision, Gate, MinImprovement, Stage, Target, Verdict
 from lowft.state import State
-from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
+from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, RDrop, Unfreeze
 from lowft.strategy import Chain, Contract, Strategy, chain
 from lowft.trainer import Trainer
 
@@ -144,6 +145,7 @@ __all__ = [
     "PunctuationInsertion",
     "QuantizationReport",
     "Quantize",
+    "RDrop",
     "RandomDeletion",
     "RandomInsertion",
     "RandomMasking",
@@ -176,6 +178,7 @@ __all__ = [
     "calibration_error",
     "chain",
     "compute_metrics",
+    "consistency_loss",
     "cosine",
     "count_flops",
     "cross_entropy",
@@ -203,6 +206,7 @@ __all__ = [
     "prune_vocabulary",
     "quantization_sensitivity",
     "quantize_",
+    "r_drop_loss",
     "read_rows",
     "register",
     "registered",

@@ -274,7 +274,9 @@ class Loop:
                     with autocast(config.precision, self.placement.device), self._caches.serving(part.indices):
                         outputs = self._forward(**batch.inputs)
                     logits, labels = logits_of(outputs).float(), _labels(batch)
-                    loss, row_losses = task_loss(self.loss_fn, logits, labels, weights[index])
+                    loss, row_losses = task_loss(
+                        self.loss_fn, logits, labels, weights[index], attached.row_weights(outputs, batch)
+                    )
                     loss = attached.on_loss(loss, outputs, batch)
                     # DDP averages over processes; shares already add up to one over all of them.
                     torch.autograd.backward(loss * (part.share * self.placement.processes))
@@ -293,6 +295,8 @@ class Loop:
             if math.isfinite(total) and math.isfinite(norm):
                 attached.step(self.optimizer)
                 self._forget_best_if_told()
+                for message in state.taken_notes():
+                    self._record("note", message=message)
             else:
                 self._skip_or_raise(total, norm, seen)
         self._record("train", **{name: values[name] for name in ("loss", "learning_rate", "grad_norm")})

@@ -38,6 +38,7 @@ class State:
             in it what all of them share.
         stages: All stages of the run, in order.
         best_is_forgotten: Whether `forget_best` was called; the run resets it when it has acted on it.
+        tokenizer: The model's tokenizer; None where a hand-written loop has not said.
 
     >>> from lowft.stages import Stage
     >>> state = State(torch.nn.Linear(2, 2), Stage())
@@ -56,6 +57,8 @@ class State:
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     best_is_forgotten: bool = field(default=False, init=False, repr=False)
+    tokenizer: Any = field(default=None, init=False, repr=False)
+    _notes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def forget_best(self) -> None:
         """Let no earlier weights count as the best of the run, nor be returned to.
@@ -63,6 +66,15 @@ class State:
         For a strategy that changes what the model is: weights from before a pruning step are better, and not wanted.
         """
         self.best_is_forgotten = True
+
+    def note(self, message: str) -> None:
+        """Let the history say something, as a record "note" after the step that runs."""
+        self._notes.append(message)
+
+    def taken_notes(self) -> list[str]:
+        """Return what was noted since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def memory_of(self, name: str) -> dict[str, Any]:
         """Return the memory of one strategy, an empty dictionary at first."""

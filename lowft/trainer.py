@@ -150,6 +150,7 @@ class Trainer:
         parts.model.to(self._placement.device)
         with seeded(self.config.seed):
             attached = attach(parts.model, [strategy], stage=Stage(rows=len(parts.train_rows)))
+        attached.state.tokenizer = parts.tokenizer
         check_gates(attached.stages, parts, custom=metrics is not None)
 
         def measure(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float]:

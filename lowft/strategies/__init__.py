@@ -8,5 +8,6 @@ from lowft.strategies.layerwise_unfreeze import LayerwiseUnfreeze, Unfreeze
 from lowft.strategies.partial_freeze import PartialFreeze
 from lowft.strategies.prune import Prune
 from lowft.strategies.quantize import Quantize
+from lowft.strategies.r_drop import RDrop
 
-__all__ = ["Augment", "Distill", "LayerwiseUnfreeze", "PartialFreeze", "Prune", "Quantize", "Unfreeze"]
+__all__ = ["Augment", "Distill", "LayerwiseUnfreeze", "PartialFreeze", "Prune", "Quantize", "RDrop", "Unfreeze"]
