@@ -65,6 +65,7 @@ from lowft.losses import (
     resolve_loss,
     supervised_contrastive,
 )
+from lowft.masking import mask_tokens, masked_token_loss
 from lowft.metrics import (
     ClassScores,
     EvaluationReport,
@@ -95,7 +96,18 @@ from lowft.report import Comparison
 from lowft.results import StepResult
 from lowft.stages import Decision, Gate, MinImprovement, Stage, Target, Verdict
 from lowft.state import State
-from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, RDrop, Unfreeze
+from lowft.strategies import (
+    Augment,
+    Distill,
+    LayerwiseUnfreeze,
+    MaskedLanguageModeling,
+    PartialFreeze,
+    Prune,
+    Quantize,
+    RDrop,
+    SelfTraining,
+    Unfreeze,
+)
 from lowft.strategy import Chain, Contract, Strategy, chain
 from lowft.trainer import Trainer
 
@@ -131,6 +143,7 @@ __all__ = [
     "LayerwiseUnfreeze",
     "LeakageError",
     "LowftError",
+    "MaskedLanguageModeling",
     "MinImprovement",
     "MissingExtraError",
     "ModelCard",
@@ -152,6 +165,7 @@ __all__ = [
     "RandomSwap",
     "Rows",
     "Selection",
+    "SelfTraining",
     "SensitivityTable",
     "Seq2SeqTranslator",
     "Splits",
@@ -198,6 +212,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "make_student",
+    "mask_tokens",
+    "masked_token_loss",
     "mean_absolute_error",
     "mean_squared_error",
     "plot_histories",

@@ -22,7 +22,16 @@ from lowft.data.batching import Batch, BatchRandom, Example
 from lowft.errors import StrategyConflictError
 from lowft.stages import Stage
 from lowft.state import State
-from lowft.strategies import Augment, Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
+from lowft.strategies import (
+    Augment,
+    Distill,
+    LayerwiseUnfreeze,
+    MaskedLanguageModeling,
+    PartialFreeze,
+    Prune,
+    Quantize,
+    Unfreeze,
+)
 from lowft.strategy import Contract, Strategy, chain
 from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 
@@ -125,6 +134,7 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "distill": Distill(tiny_teacher(), alpha=(0.9, 0.3), temperature=(4.0, 1.0)),
     "distill hidden": Distill(tiny_teacher(), hidden=0.5, relations=1.0),
+    "masked words": MaskedLanguageModeling(0.5, when="before", max_steps=2),
     "prune": Prune(0.5, multiple_of=4),
     "prune heads and neurons": Prune(0.5, heads=0.5, scope="global", importance="magnitude", multiple_of=4),
     "prune at the start": Prune(0.5, importance="magnitude", when="start"),

@@ -5,9 +5,22 @@ from __future__ import annotations
 from lowft.strategies.augment import Augment
 from lowft.strategies.distill import Distill
 from lowft.strategies.layerwise_unfreeze import LayerwiseUnfreeze, Unfreeze
+from lowft.strategies.masked_language_modeling import MaskedLanguageModeling
 from lowft.strategies.partial_freeze import PartialFreeze
 from lowft.strategies.prune import Prune
 from lowft.strategies.quantize import Quantize
 from lowft.strategies.r_drop import RDrop
+from lowft.strategies.self_training import SelfTraining
 
-__all__ = ["Augment", "Distill", "LayerwiseUnfreeze", "PartialFreeze", "Prune", "Quantize", "RDrop", "Unfreeze"]
+__all__ = [
+    "Augment",
+    "Distill",
+    "LayerwiseUnfreeze",
+    "MaskedLanguageModeling",
+    "PartialFreeze",
+    "Prune",
+    "Quantize",
+    "RDrop",
+    "SelfTraining",
+    "Unfreeze",
+]
