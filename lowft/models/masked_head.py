@@ -118,7 +118,7 @@ def _weights_of(source: str) -> str | None:
         return str(local)
     if Path(source).exists():
         return None
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     try:
         found: str | None = cached_file(source, "model.safetensors", local_files_only=True)

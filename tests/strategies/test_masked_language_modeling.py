@@ -87,7 +87,7 @@ def test_rows_count_alike() -> None:
     assert masked_token_loss(logits[:0], labels[2:]) == 0
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 600,
     "hidden_size": 32,
     "num_hidden_layers": 1,
