@@ -30,6 +30,7 @@ from lowft.compress import (
     quantize_,
 )
 from lowft.config import TrainingConfig
+from lowft.consistency import consistency_loss, r_drop_loss
 from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, split
 from lowft.data.batching import Batch, BatchRandom, Example
 from lowft.deployment import Deployed, DeploymentReport, Timing, deployment_report
@@ -65,6 +66,7 @@ from lowft.losses import (
     resolve_loss,
     supervised_contrastive,
 )
+from lowft.masking import mask_tokens, masked_token_loss
 from lowft.metrics import (
     ClassScores,
     EvaluationReport,
@@ -103,11 +105,14 @@ from lowft.strategies import (
     Contrastive,
     Distill,
     LayerwiseUnfreeze,
+    MaskedLanguageModeling,
     PartialFreeze,
     PooledHead,
     Probe,
     Prune,
     Quantize,
+    RDrop,
+    SelfTraining,
     Unfreeze,
 )
 from lowft.strategy import Chain, Contract, Strategy, chain
@@ -148,6 +153,7 @@ __all__ = [
     "LayerwiseUnfreeze",
     "LeakageError",
     "LowftError",
+    "MaskedLanguageModeling",
     "MinImprovement",
     "MissingExtraError",
     "ModelCard",
@@ -167,12 +173,14 @@ __all__ = [
     "PunctuationInsertion",
     "QuantizationReport",
     "Quantize",
+    "RDrop",
     "RandomDeletion",
     "RandomInsertion",
     "RandomMasking",
     "RandomSwap",
     "Rows",
     "Selection",
+    "SelfTraining",
     "SensitivityTable",
     "Seq2SeqTranslator",
     "Splits",
@@ -200,6 +208,7 @@ __all__ = [
     "chain",
     "compare_few_shot",
     "compute_metrics",
+    "consistency_loss",
     "cosine",
     "count_flops",
     "cross_entropy",
@@ -219,6 +228,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "make_student",
+    "mask_tokens",
+    "masked_token_loss",
     "mean_absolute_error",
     "mean_squared_error",
     "plot_histories",
@@ -229,6 +240,7 @@ __all__ = [
     "prune_vocabulary",
     "quantization_sensitivity",
     "quantize_",
+    "r_drop_loss",
     "read_rows",
     "register",
     "registered",

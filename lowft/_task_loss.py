@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowft.data.unlabeled import has_label
+from lowft.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,9 @@ def label_weights(pieces: Sequence[tuple[MicroBatch, Batch]], placement: Placeme
     return [count / total / part.share if count else 0.0 for count, (part, _) in zip(counts, pieces, strict=True)]
 
 
-def task_loss(loss_fn: Loss, logits: Tensor, labels: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
+def task_loss(
+    loss_fn: Loss, logits: Tensor, labels: Tensor, weight: float | None, row_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the loss on the labels, and that of each row, 0 where it has no label; one for all if no more is known.
 
     Args:
@@ -47,6 +50,10 @@ def task_loss(loss_fn: Loss, logits: Tensor, labels: Tensor, weight: float | Non
         logits: `[batch, outputs]`.
         labels: `[batch]` or `[batch, classes]`.
         weight: What the mean over labelled rows is multiplied by; None where every row has a label.
+        row_weights: What the loss of each row is multiplied by before the mean, `[batch]`; None leaves it.
+
+    Raises:
+        ConfigError: Rows are to be weighed, and the loss is one number for all of them.
 
     >>> logits, labels = torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, torch.nan])
     >>> task_loss(lambda logits, labels: (logits[:, 0] - labels) ** 2, logits, labels, 0.5)
@@ -54,7 +61,7 @@ def task_loss(loss_fn: Loss, logits: Tensor, labels: Tensor, weight: float | Non
     """
     if weight is None:
         losses = loss_fn(logits, labels)
-        return losses.mean(), losses.detach()
+        return _weighed(losses, row_weights).mean(), losses.detach()
     known = has_label(labels)
     if not known.any():
         return logits[:0].sum(), torch.zeros_like(logits[:, 0])  # 0, with a gradient that is 0
@@ -62,4 +69,17 @@ def task_loss(loss_fn: Loss, logits: Tensor, labels: Tensor, weight: float | Non
     rows = losses.detach()
     if rows.ndim:
         rows = torch.zeros_like(logits[:, 0], dtype=rows.dtype).masked_scatter(known, rows)
-    return losses.mean() * weight, rows
+    weighed = _weighed(losses, None if row_weights is None else row_weights[known])
+    return weighed.mean() * weight, rows
+
+
+def _weighed(losses: Tensor, row_weights: Tensor | None) -> Tensor:
+    if row_weights is None:
+        return losses
+    if losses.ndim == 0:
+        raise ConfigError(
+            "the loss returned one number for the batch, and a strategy weighs its rows one by one: let your loss "
+            "return [batch], or leave out the setting that weighs rows (such as Augment's label_weight, annealing or "
+            "drop_misread)"
+        )
+    return losses * row_weights.to(losses.dtype)

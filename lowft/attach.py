@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lowft.errors import ModelError, TrainingError
 from lowft.models import find_layers, set_train_mode_, set_trainable_
 from lowft.stages import Stage, Verdict
@@ -13,7 +15,6 @@ from lowft.strategy import Chain, chain_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import torch
     from torch import Tensor
 
     from lowft.data.batching import Batch
@@ -106,6 +107,12 @@ class Attached:
     def on_batch(self, batch: Batch) -> Batch:
         """Return the batch that the strategies make of a batch of tensors."""
         return self.strategy.on_batch(batch, self.state)
+
+    def row_weights(self, outputs: Any, batch: Batch) -> Tensor | None:
+        """Return by what to multiply the loss on labels of each row, `[batch]`; None where no strategy weighs rows."""
+        ones = torch.ones(len(batch), device=next(iter(batch.inputs.values())).device)
+        weights = self.strategy.row_weights(ones, outputs, batch, self.state)
+        return None if weights is ones else weights
 
     def on_loss(self, loss: Tensor, outputs: Any, batch: Batch) -> Tensor:
         """Return the loss with what the strategies add to it."""

@@ -331,7 +331,9 @@ class Loop:
                     with autocast(self.kept.precision, self.placement.device), self.caches.serving(part.indices):
                         outputs = self.forward(**batch.inputs)
                     logits, labels = logits_of(outputs).float(), _labels(batch)
-                    loss, row_losses = task_loss(self.loss_fn, logits, labels, weights[index])
+                    loss, row_losses = task_loss(
+                        self.loss_fn, logits, labels, weights[index], attached.row_weights(outputs, batch)
+                    )
                     loss = attached.on_loss(loss, outputs, batch)
                     # DDP averages over processes; shares already add up to one over all of them.
                     torch.autograd.backward(loss * (part.share * self.placement.processes))

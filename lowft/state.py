@@ -42,6 +42,7 @@ class State:
         stage_is_ended: Whether `end_stage` was called in this stage.
         best_is_forgotten: Whether `forget_best` was called; the run resets it when it has acted on it.
         notes: What `note` was told and the run has not yet written into its history.
+        tokenizer: The model's tokenizer; None where a hand-written loop has not said.
 
     >>> from lowft.stages import Stage
     >>> state = State(torch.nn.Linear(2, 2), Stage())
@@ -63,6 +64,7 @@ class State:
     stage_is_ended: bool = field(default=False, init=False, repr=False)
     best_is_forgotten: bool = field(default=False, init=False, repr=False)
     notes: list[str] = field(default_factory=list, init=False, repr=False)
+    tokenizer: Any = field(default=None, init=False, repr=False)
 
     def forget_best(self) -> None:
         """Let no earlier weights count as the best of the run, nor be returned to.

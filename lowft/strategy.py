@@ -12,6 +12,7 @@ The loop, drawn once, with every hook marked `←`. The Trainer, `lowft.attach` 
             on_examples(examples, rng)    ← raw rows, as a batch is collated (may run in a worker process)
             on_batch(batch, state)        ← tensors on their device
             outputs = model(**batch.inputs)
+            row_weights(weights, outputs, batch, state) ← how much each row counts in the loss on labels
             loss = loss_fn(outputs.logits, batch.labels)
             on_loss(loss, outputs, batch, state) ←
             loss.backward()
@@ -145,6 +146,10 @@ class Strategy(ABC):
         """Return the batch of tensors that the model will see."""
         return batch
 
+    def row_weights(self, weights: Tensor, outputs: Any, batch: Batch, state: State) -> Tensor:  # noqa: ARG002
+        """Return by what the loss on labels of each row is multiplied, `[batch]`; ones at first."""
+        return weights
+
     def on_loss(self, loss: Tensor, outputs: Any, batch: Batch, state: State) -> Tensor:  # noqa: ARG002
         """Return the loss to minimise, a mean over the rows of the batch."""
         return loss
@@ -187,6 +192,10 @@ class Chain(Strategy):
     def on_batch(self, batch: Batch, state: State) -> Batch:
         """Return the batch after every strategy has seen it."""
         return self._fold("on_batch", batch, state)
+
+    def row_weights(self, weights: Tensor, outputs: Any, batch: Batch, state: State) -> Tensor:
+        """Return how much each row counts after every strategy has weighed it."""
+        return self._fold("row_weights", weights, outputs, batch, state)
 
     def on_loss(self, loss: Tensor, outputs: Any, batch: Batch, state: State) -> Tensor:
         """Return the loss after every strategy has added its part."""

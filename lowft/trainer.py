@@ -158,6 +158,7 @@ class Trainer:
             recompute_activations_(parts.model)
         with seeded(self.config.seed):
             attached = attach(parts.model, [strategy], stage=Stage(rows=len(parts.train_rows)))
+        attached.state.tokenizer = parts.tokenizer
         check_gates(attached.stages, parts, custom=metrics is not None)
 
         def measure(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float]:

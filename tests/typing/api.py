@@ -346,3 +346,12 @@ measured = lowft.compute_metrics(labels.task, logits.numpy(), truth.numpy(), nam
 assert_type(measured, dict[str, float])
 assert_type(lowft.calibration_error(truth.numpy(), logits.softmax(1).numpy(), bins=10), float)
 assert_type(lowft.evaluation_report(labels.task, logits.numpy(), truth.numpy(), labels.names), lowft.EvaluationReport)
+
+# Copies and rows without labels.
+
+augmenting = lowft.Augment([lowft.RandomSwap()], consistency=1.0, annealing="exp", drop_misread=0.9, bank=4)
+assert_type(augmenting.variants([("a film", None)]), list[tuple[tuple[str, str | None], ...]])
+lowft.Augment([lowft.RandomSwap()], annealing="slow")  # type: ignore[arg-type]
+assert_type(lowft.consistency_loss(torch.ones(1, 2), torch.ones(1, 2), temperature=0.4), torch.Tensor)
+assert_type(lowft.r_drop_loss(torch.ones(1, 2), torch.ones(1, 2)), torch.Tensor)
+lowft.chain(lowft.RDrop(0.5), lowft.SelfTraining(0.95), lowft.MaskedLanguageModeling(0.1, when="before"))

@@ -1,0 +1,131 @@
+"""Let rows without labels have the labels that the model is sure of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from lowft._inference import logits_of
+from lowft._settings import check_real, check_whole
+from lowft.consistency import confidence_of, first_of_row, task_of
+from lowft.errors import ConfigError, TrainingError
+from lowft.strategy import Contract, Strategy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowft._tasks import Task
+    from lowft.data.batching import Batch
+    from lowft.state import State
+
+__all__ = ["SelfTraining"]
+
+
+@dataclass(frozen=True)
+class SelfTraining(Strategy):
+    """Train on rows of `Trainer(unlabeled_dataset=...)` as if they had the labels that the model is sure of.
+
+    A row's label is what the model said of it in the epoch before, if with at least `threshold`; so labels are made new
+    in each epoch, at no cost, and there are none in the first. `weight` times the mean over rows without a label of
+    their cross-entropy is added to the loss; rows that the model was not sure of cost nothing. The history says after
+    each epoch how many labels there are. With `Augment` in the list, copies of a row are trained on its label as well.
+
+    Sources: Yarowsky 1995 (*Unsupervised Word Sense Disambiguation Rivaling Supervised Methods*); Lee 2013
+    (*Pseudo-Label*); threshold as in Sohn et al. 2020, FixMatch, https://arxiv.org/abs/2001.07685.
+
+    Args:
+        threshold: Probability from which on an answer becomes a label; with several labels, each class must be decided
+            with at least this.
+        weight: Weight beside the loss on labels.
+        start: Epochs of each stage in which there are no such labels yet.
+
+    Raises:
+        ConfigError: A setting outside its range; when the Trainer is built, a regression, in which no answer is sure.
+
+    >>> SelfTraining(0.95).weight
+    1.0
+    """
+
+    contract: ClassVar[Contract] = Contract(provides=frozenset({"unlabeled"}))
+
+    threshold: float = 0.9
+    weight: float = 1.0
+    start: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        check_real("SelfTraining.threshold", self.threshold, least=0.5, below=1)
+        check_real("SelfTraining.weight", self.weight, above=0)
+        check_whole("SelfTraining.start", self.start, least=1)
+
+    def prepare_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Refuse a task in which no answer is sure."""
+        if getattr(getattr(model, "config", None), "problem_type", None) == "regression":
+            raise ConfigError(
+                "SelfTraining takes answers that a model is sure of, and a regression says nothing of how sure it is. "
+                "Leave it out; Augment(consistency=1.0) learns from such rows without labels"
+            )
+        return model
+
+    def on_loss(self, loss: Tensor, outputs: Any, batch: Batch, state: State) -> Tensor:
+        """Return the loss with that on the labels which the model gave in the epoch before."""
+        if batch.labels is None or len(batch.rows) != len(batch):
+            raise TrainingError(
+                f"SelfTraining knows rows by their numbers; received {len(batch.rows)} for {len(batch)} rows. In a "
+                f"loop of your own, make batches with Batch(inputs, labels, rows=...)"
+            )
+        logits = logits_of(outputs).float()
+        task = task_of(batch.labels)
+        memory = self._memory(state)
+        bare = [place for place, known in enumerate(batch.labelled.tolist()) if not known]
+        places = [place for place in bare if str(batch.rows[place]) in memory["labels"]]
+        if places:
+            given = torch.tensor([memory["labels"][str(batch.rows[place])] for place in places], device=logits.device)
+            if task == "single_label_classification":
+                each = F.cross_entropy(logits[places], given, reduction="sum")
+            else:
+                each = F.binary_cross_entropy_with_logits(logits[places], given.float(), reduction="none").mean(1).sum()
+            loss = loss + self.weight * each / len(bare)
+        first = first_of_row(batch.rows)
+        self._remember(logits.detach(), batch, [place for place in bare if first[place] == place], task, memory)
+        return loss
+
+    def before_step(self, state: State) -> None:
+        """Say at the end of a stage how many labels there were."""
+        if state.stage_step + 1 == state.stage_steps:
+            self._tell(state, self._memory(state))
+
+    def _memory(self, state: State) -> dict[str, Any]:
+        """Return labels in use and those collected for the next epoch; they change places when one begins."""
+        memory = state.memory_of(self.name)
+        now = [state.stage_index, state.epoch]
+        if memory.get("epoch") != now:
+            begun = "epoch" in memory and memory["epoch"][0] == state.stage_index
+            if begun:
+                self._tell(state, memory)
+            memory["labels"] = memory["next"] if begun and state.epoch >= self.start else {}
+            memory["next"], memory["seen"], memory["epoch"] = {}, 0, now
+        return memory
+
+    def _remember(self, logits: Tensor, batch: Batch, places: list[int], task: Task, memory: dict[str, Any]) -> None:
+        """Collect what the model is sure of."""
+        if not places:
+            return
+        chosen = logits[places]
+        answers = (chosen > 0).int() if task == "multi_label_classification" else chosen.argmax(dim=1)
+        sure = (confidence_of(chosen, task) >= self.threshold).tolist()
+        for place, answer, is_sure in zip(places, answers.tolist(), sure, strict=True):
+            memory["seen"] += 1
+            if is_sure:
+                memory["next"][str(batch.rows[place])] = answer
+
+    def _tell(self, state: State, memory: dict[str, Any]) -> None:
+        sure, seen, used = len(memory["next"]), memory["seen"], len(memory["labels"])
+        if seen:
+            state.note(
+                f"SelfTraining: {used:,} rows were trained on labels of the model's own; it is now sure of {sure:,} of "
+                f"{seen:,} rows without a label ({sure / seen:.1%})"
+            )
