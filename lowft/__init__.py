@@ -51,11 +51,12 @@ from lowft.errors import (
     StrategyConflictError,
     TrainingError,
 )
+from lowft.evaluation import ClassScores, EvaluationReport, evaluation_report
 from lowft.export import load
 from lowft.few_shot_comparison import FewShotComparison, FewShotRun, compare_few_shot
 from lowft.history import History, plot_histories
+from lowft.loss_choice import balanced_class_weights, resolve_loss
 from lowft.losses import (
-    balanced_class_weights,
     binary_cross_entropy,
     cosine,
     cross_entropy,
@@ -63,18 +64,10 @@ from lowft.losses import (
     kl_divergence,
     mean_absolute_error,
     mean_squared_error,
-    resolve_loss,
     supervised_contrastive,
 )
 from lowft.masking import mask_tokens, masked_token_loss
-from lowft.metrics import (
-    ClassScores,
-    EvaluationReport,
-    bootstrap_error,
-    calibration_error,
-    compute_metrics,
-    evaluation_report,
-)
+from lowft.metrics import bootstrap_error, calibration_error, compute_metrics
 from lowft.models import (
     Layers,
     ModelCard,

@@ -10,7 +10,7 @@ import torch
 from lowft._scores import METRICS
 from lowft.data.unlabeled import has_label
 from lowft.errors import ConfigError
-from lowft.losses import balanced_class_weights, resolve_loss
+from lowft.loss_choice import balanced_class_weights, resolve_loss
 from lowft.metrics import default_metric, greater_is_better
 from lowft.stages import MinImprovement, Target
 

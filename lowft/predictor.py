@@ -15,7 +15,7 @@ from lowft.data.batching import TokenizedRows, accepted_inputs
 from lowft.data.rows import Rows, read_rows
 from lowft.data.unlabeled import two_columns
 from lowft.errors import ConfigError, DataError
-from lowft.metrics import EvaluationReport, evaluation_report
+from lowft.evaluation import EvaluationReport, evaluation_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -24,11 +24,12 @@ from lowft.attach import attach
 from lowft.checkpoint import Checkpoints, commit_folder
 from lowft.config import TrainingConfig
 from lowft.errors import CheckpointError, ConfigError, TrainingError
+from lowft.evaluation import EvaluationReport
 from lowft.export.folder import Format
 from lowft.export.verification import Verify
 from lowft.export.writing import Export, choose_precision
 from lowft.loop import Loop
-from lowft.metrics import EvaluationReport, compute_metrics
+from lowft.metrics import compute_metrics
 from lowft.models import layer_table
 from lowft.predictor import Predictor
 from lowft.registry import to_dict

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowft.errors import ConfigError, LabelError
+from lowft.loss_choice import balanced_class_weights, resolve_loss
 from lowft.losses import (
     Reduction,
-    balanced_class_weights,
     binary_cross_entropy,
     cosine,
     cross_entropy,
@@ -24,7 +24,6 @@ from lowft.losses import (
     kl_divergence,
     mean_absolute_error,
     mean_squared_error,
-    resolve_loss,
     supervised_contrastive,
 )
 

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowft.errors import ConfigError, DataError, LabelError, MissingExtraError, NonFiniteError
+from lowft.evaluation import evaluation_report
 from lowft.metrics import (
     bootstrap_error,
     calibration_error,
     compute_metrics,
     default_metric,
-    evaluation_report,
     greater_is_better,
     wilson_interval,
 )
@@ -152,7 +152,7 @@ def test_extra_nan_is_warned_about() -> None:
         (
             lambda: compute_metrics(SINGLE, LOGITS, LABELS, names=["accuraccy"]),
             ConfigError,
-            r"'accuraccy' is no metric of single.*did you mean 'accuracy'\?",
+            r"'accuraccy' is no metric of single.*Did you mean 'accuracy'\?",
         ),
         (
             lambda: compute_metrics(SINGLE, LOGITS, LABELS[:2]),
@@ -211,7 +211,7 @@ def test_extra_nan_is_warned_about() -> None:
             ConfigError,
             "must return a mapping.*0.5",
         ),
-        (lambda: greater_is_better("acuracy"), ConfigError, r"did you mean 'accuracy'\?"),
+        (lambda: greater_is_better("acuracy"), ConfigError, r"Did you mean 'accuracy'\?"),
         (lambda: wilson_interval(3, 2), ConfigError, "not 3 of 2"),
         (lambda: wilson_interval(0, 0), ConfigError, "at least 1"),
         (lambda: wilson_interval(1, 2, confidence=95), ConfigError, "between 0 and 1, not 95"),

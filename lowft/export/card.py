@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lowft.evaluation import EvaluationReport
     from lowft.history import History
-    from lowft.metrics import EvaluationReport
 
 __all__ = ["model_card"]
 

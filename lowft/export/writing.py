@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lowft.data.rows import Rows
+    from lowft.evaluation import EvaluationReport
     from lowft.history import History
-    from lowft.metrics import EvaluationReport
     from lowft.predictor import Predictor
 
 __all__ = ["Export", "choose_precision"]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lowft.evaluation import EvaluationReport, evaluation_report
 from lowft.export.card import model_card
 from lowft.history import History
-from lowft.metrics import EvaluationReport, evaluation_report
 
 SETTINGS: dict[str, Any] = {
     "model_class": "BertForSequenceClassification",
