@@ -134,7 +134,7 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "distill": Distill(tiny_teacher(), alpha=(0.9, 0.3), temperature=(4.0, 1.0)),
     "distill hidden": Distill(tiny_teacher(), hidden=0.5, relations=1.0),
-    "masked words": MaskedLanguageModeling(0.5, when="before", max_steps=2),
+    "masked words": MaskedLanguageModeling(0.5),
     "prune": Prune(0.5, multiple_of=4),
     "prune heads and neurons": Prune(0.5, heads=0.5, scope="global", importance="magnitude", multiple_of=4),
     "prune at the start": Prune(0.5, importance="magnitude", when="start"),
