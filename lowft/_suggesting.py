@@ -40,14 +40,15 @@ class _Choice:
     config: TrainingConfig
     max_length: int
     halvings: int = 0
+    asked: str = ""
     depth: str = ""
     length: str = ""
     others: tuple[str, ...] = ()
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """What differs from the run as it was asked for."""
-        return tuple(filter(None, (self.depth, self.length, *self.others)))
+        """What the run as it was asked for takes, and what differs from it."""
+        return tuple(filter(None, (self.asked, self.depth, self.length, *self.others)))
 
 
 def make_plan(loop: Loop, max_length: int, *, max_minutes: float | None, max_memory: int | None) -> Plan:
@@ -81,7 +82,7 @@ def make_plan(loop: Loop, max_length: int, *, max_minutes: float | None, max_mem
     asked = f"as it is, the run takes {human_seconds(plan.seconds)}" + (
         "" if peak is None else f" and {human_bytes(peak)}"
     )
-    return search.look(replace(start, others=(asked,)), plan)
+    return search.look(replace(start, asked=asked), plan)
 
 
 @dataclass

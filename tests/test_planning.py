@@ -186,7 +186,7 @@ def test_a_schedule_loses_its_deepest_stages(monkeypatch: pytest.MonkeyPatch) ->
     plan = trainer.plan(max_minutes=(sum(costs[:2]) + 1) / 60)
     assert plan.fits
     assert plan.strategies == (LayerwiseUnfreeze((Unfreeze(top=0), Unfreeze(top=1))),)
-    assert "without the stages top='all'" in plan.changes[0]
+    assert "without the stages top='all'" in plan.changes[1]
 
 
 def test_texts_are_cut_last(monkeypatch: pytest.MonkeyPatch) -> None:
