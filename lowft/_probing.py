@@ -15,6 +15,7 @@ import torch
 from lowft._inference import evaluation_mode, kept_modes, logits_of_rows
 from lowft._peak import PeakMemory, size_of
 from lowft._randomness import seeded
+from lowft._step import train_step
 from lowft.checkpoint import model_tensors
 from lowft.data.epochs import epoch_batches
 from lowft.history import History
@@ -132,7 +133,7 @@ def run_steps(loop: Loop, rows: TokenizedRows, steps: _Steps) -> list[float]:
         collated = list(batches)
         if config.dataloader_num_workers:
             began = time.perf_counter()  # workers collate while the step before is made
-        loop.train_step(parts, iter(collated))
+        train_step(loop, parts, iter(collated))
         _wait(loop)
         found.append(time.perf_counter() - began)
         began = time.perf_counter()

@@ -12,20 +12,19 @@ import torch
 from lowft._alignment import align_
 from lowft._choices import noise_wanted
 from lowft._fitting import fit_in_memory_
-from lowft._inference import autocast, compute_logits, kept_modes, logits_of
-from lowft._memory import is_out_of_memory, release_memory
-from lowft._optimization import make_optimizer, set_learning_rates_
+from lowft._inference import compute_logits, kept_modes
+from lowft._optimization import make_optimizer
 from lowft._peak import PEAK, PeakMemory
 from lowft._precision import faster_precision
 from lowft._randomness import seeded
 from lowft._recomputing import keep_activations_
 from lowft._stage_caches import StageCaches, fill_caches
-from lowft._task_loss import label_weights, task_loss
+from lowft._step import train_step
 from lowft._time_limit import TimeLimit
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
-from lowft.data.epochs import epoch_batches, halved, plan_epoch
-from lowft.errors import ConfigError, NonFiniteError, TrainingError
+from lowft.data.epochs import epoch_batches, plan_epoch
+from lowft.errors import ConfigError
 from lowft.history import History
 from lowft.metrics import bootstrap_error
 from lowft.results import Kept, StepResult
@@ -200,20 +199,21 @@ class Loop:
         # Moments of earlier stages belong to weights that the best ones may have replaced.
         self.optimizer.state.clear()
         self.kept.evaluations_without_gain = 0
-        self._heed_strategies()
+        self.heed_strategies()
         self._enter()
         bare, rows = self.train_rows.unlabelled, len(self.train_rows)
         if index == 0 and bare:
-            self._record("note", message=f"{bare:,} of {rows:,} training rows have no label")
+            self.record("note", message=f"{bare:,} of {rows:,} training rows have no label")
         if index == 0:
             self._note(self._why_precision)
 
-    def _heed_strategies(self) -> None:
+    def heed_strategies(self) -> None:
+        """Do what strategies have asked for since the last call: forget the best weights, note things."""
         if self.attached.state.best_is_forgotten:
             self.kept.forget_best()
             self.attached.state.best_is_forgotten = False
         for message in self.attached.state.notes:
-            self._record("note", message=message)
+            self.record("note", message=message)
         self.attached.state.notes.clear()
 
     def _enter(self) -> None:
@@ -235,7 +235,7 @@ class Loop:
         while not self._stage_is_over():
             epoch, first = divmod(state.stage_step, self.steps_per_epoch)
             for parts, batches in self._batches(epoch, first):
-                values = self.train_step(parts, batches)
+                values = train_step(self, parts, batches)
                 state.epoch = state.stage_step // self.steps_per_epoch
                 self.kept.seconds = time.perf_counter() - started
                 self._note(self.limit.after_step())
@@ -300,115 +300,9 @@ class Loop:
             workers=self.config.dataloader_num_workers,
         )
 
-    def train_step(self, parts: Sequence[MicroBatch], batches: Iterator[Batch]) -> dict[str, Any]:
-        """Make one optimizer step and return its figures; where memory runs out, again with fewer rows at a time."""
-        collated = list(zip(parts, batches, strict=True))
-        while True:
-            try:
-                return self._try_step(collated)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve_or_raise(max(len(batch) for _, batch in collated), error)
-            # Out here, where the error no longer keeps what was computed alive.
-            release_memory()
-
-    def _try_step(self, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[str, Any]:
-        attached, state, config = self.attached, self.attached.state, self.config
-        assert self.forward is not None  # noqa: S101 - entered with the stage
-        losses: list[Tensor] = []
-        seen: list[tuple[Batch, Tensor]] = []
-        attached.model.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
-        pieces = [piece for part, batch in collated for piece in halved(part, batch, self.kept.halvings)]
-        weights: Sequence[float | None] = [None] * len(pieces)
-        if self.train_rows.unlabelled:
-            weights = label_weights(pieces, self.placement)
-        with seeded(config.seed, state.step, self.placement.rank):
-            rate = set_learning_rates_(self.optimizer, attached, config)
-            for index, (part, piece) in enumerate(pieces):
-                batch = attached.on_batch(piece.to(self.placement.device))
-                with self.placement.exchange(self.forward, last=index == len(pieces) - 1):
-                    with autocast(self.kept.precision, self.placement.device), self.caches.serving(part.indices):
-                        outputs = self.forward(**batch.inputs)
-                    logits, labels = logits_of(outputs).float(), _labels(batch)
-                    loss, row_losses = task_loss(
-                        self.loss_fn, logits, labels, weights[index], attached.row_weights(outputs, batch)
-                    )
-                    loss = attached.on_loss(loss, outputs, batch)
-                    # DDP averages over processes; shares already add up to one over all of them.
-                    torch.autograd.backward(loss * (part.share * self.placement.processes))
-                losses.append(loss.detach() * part.share)
-                seen.append((batch, row_losses))
-            norm = self._clip()
-            total = math.fsum(sum(values) for values in self.placement.gather([loss.item() for loss in losses]))
-            values = {
-                "step": state.step + 1,
-                "stage": state.stage.name,
-                "epoch": (state.stage_step + 1) / self.steps_per_epoch,
-                "loss": total,
-                "learning_rate": rate,
-                "grad_norm": norm,
-            }
-            if math.isfinite(total) and math.isfinite(norm):
-                attached.step(self.optimizer)
-                self._heed_strategies()
-            else:
-                self._skip_or_raise(total, norm, seen)
-        self._record("train", **{name: values[name] for name in ("loss", "learning_rate", "grad_norm")})
-        return values
-
-    def _halve_or_raise(self, rows: int, error: Exception) -> None:
-        """Have this and all further steps go through the model in half as many rows at a time."""
-        state, now = self.attached.state, math.ceil(rows / 2**self.kept.halvings)
-        message = f"step {state.step + 1} of stage {state.stage.name!r}: out of memory with {now} rows at a time"
-        if now == 1 or self.placement.processes > 1:
-            # Of several processes, one cannot tell the others in the middle of an exchange.
-            raise TrainingError(
-                f"{message}. Lower {'max_length' if now == 1 else 'batch_size'}, freeze more layers, or set "
-                f"precision='bfloat16'; the device said: {error}"
-            ) from error
-        self.kept.halvings += 1
-        message += f"; going on with {math.ceil(rows / 2**self.kept.halvings)}, the same rows in each optimizer step"
-        self._record("note", message=message)
-        _logger.warning(message)
-
-    def _clip(self) -> float:
-        """Scale the gradients down to the norm allowed, and return the norm they had."""
-        parameters = list(self.attached.model.parameters())
-        if self.config.max_grad_norm is None:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            return torch.nn.utils.get_total_norm(gradients).item()
-        return torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm).item()
-
-    def _skip_or_raise(self, loss: float, norm: float, seen: list[tuple[Batch, Tensor]]) -> None:
-        """Record a step whose loss or gradient is not finite; then skip it or raise."""
-        state = self.attached.state
-        own = [(set(batch.rows), _rows_not_finite(batch, losses)) for batch, losses in seen]
-        everywhere = [pair for pairs in self.placement.gather(own) for pair in pairs]
-        every_row, bad_rows = (sorted(set().union(*sets)) for sets in zip(*everywhere, strict=True))
-        where = f"the loss of rows {bad_rows}" if bad_rows else f"the step of rows {every_row}"
-        message = (
-            f"step {state.step + 1} of stage {state.stage.name!r}: loss {loss}, gradient norm {norm}, not finite in "
-            f"{where}; no weight was changed by it"
-        )
-        self._record("note", message=message)
-        self.kept.skipped_steps += 1
-        self.attached.model.zero_grad(set_to_none=True)
-        if self.config.on_nonfinite == "raise":
-            raise NonFiniteError(
-                f"{message}. Look at these rows, lower learning_rate, or leave such steps out with on_nonfinite='skip'"
-            )
-        if self.kept.skipped_steps > self.config.max_nonfinite_steps:
-            raise NonFiniteError(
-                f"{message}. That is {self.kept.skipped_steps} skipped steps, "
-                f"more than max_nonfinite_steps={self.config.max_nonfinite_steps}"
-            )
-        state.step += 1
-        state.stage_step += 1
-
     def _evaluate_and_keep(self) -> dict[str, float]:
         metrics = self.evaluate()
-        self._record("evaluate", **{f"eval_{name}": value for name, value in metrics.items()})
+        self.record("evaluate", **{f"eval_{name}": value for name, value in metrics.items()})
         name, greater = self.best_metric
         if name not in metrics:
             raise ConfigError(
@@ -452,7 +346,7 @@ class Loop:
         self._measure_peak()
         peaks = self.placement.gather(self.kept.measured.get(PEAK))
         peak = max((int(peak) for peak in peaks if peak is not None), default=None)  # of any process
-        self._record("stage", trainable_parameters=trainable, decision=decision, reason=reason, peak_memory_bytes=peak)
+        self.record("stage", trainable_parameters=trainable, decision=decision, reason=reason, peak_memory_bytes=peak)
         _logger.info("stage %r: %s (%s)", stage.name, decision, reason)
 
     def _copy_weights(self) -> dict[str, Tensor]:
@@ -462,9 +356,10 @@ class Loop:
     def _note(self, message: str) -> None:
         """Put a message into the history; an empty one says nothing."""
         if message:
-            self._record("note", message=message)
+            self.record("note", message=message)
 
-    def _record(self, event: str, **values: Any) -> None:
+    def record(self, event: str, **values: Any) -> None:
+        """Put a record into the history, with where the run is."""
         state = self.attached.state
         self.history.append(
             event,
@@ -475,16 +370,3 @@ class Loop:
             seconds=self.kept.seconds,
             **values,
         )
-
-
-def _rows_not_finite(batch: Batch, losses: Tensor) -> set[int]:
-    """Return the numbers of the rows whose own loss is not finite; all of them where only a mean is known."""
-    if losses.ndim == 0:
-        return set() if losses.isfinite() else set(batch.rows)
-    return {number for number, loss in zip(batch.rows, losses, strict=True) if not loss.isfinite()}
-
-
-def _labels(batch: Batch) -> Tensor:
-    if batch.labels is None:
-        raise TrainingError(f"the batch of rows {list(batch.rows)} has no labels: a strategy's on_batch took them away")
-    return batch.labels
