@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lowft._inference import evaluation_mode
 from lowft.compress.linear import out_first
 from lowft.compress.parts import Part, Site, add_gates_, gate_of, remove_gates_, scale_columns_, set_gate_
+from lowft.models.layers import find_layers
 
 __all__ = ["tune_"]
 
@@ -43,6 +45,7 @@ def tune_(
         masks.append(torch.zeros(part.units))
         masks[-1][numbers] = 1
         set_gate_(model, part, masks[-1])
+    shared = find_layers(model).shared
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
     sites = [
         (part, mask, site, at) for part, mask in zip(parts, masks, strict=True) for at, site in enumerate(part.sites)
@@ -51,7 +54,7 @@ def tune_(
         with evaluation_mode(model):
             for part, mask, site, _ in sorted(sites, key=lambda found: order[found[2].reads]):
                 if 0 < int(mask.sum()) < part.units:
-                    set_gate_(model, part, _factors(model, parts, part, site, mask, batches), [site])
+                    set_gate_(model, part, _factors(model, parts, part, site, mask, batches, shared=shared), [site])
         for part, _, site, at in sites:
             gate = gate_of(model, part, at)
             scale_columns_(model, part, site, gate.where(gate != 0, 1.0))
@@ -60,9 +63,16 @@ def tune_(
 
 
 def _factors(
-    model: nn.Module, parts: Sequence[Part], part: Part, site: Site, mask: Tensor, batches: Sequence[Mapping[str, Any]]
+    model: nn.Module,
+    parts: Sequence[Part],
+    part: Part,
+    site: Site,
+    mask: Tensor,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    shared: bool,
 ) -> Tensor:
-    """Return the gates of one site's units, 0 for those that go."""
+    """Return the gates of one site's units, 0 for those that go; `shared` says that layers run more than once."""
     reads = model.get_submodule(site.reads)
     weight = out_first(reads).double()
     inner = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.double, device=weight.device)
@@ -70,9 +80,9 @@ def _factors(
     for batch in batches:
         gates = [gate_of(model, one, at) for one in parts for at in range(len(one.sites))]
         _set_all(model, parts, [torch.ones_like(gate) for gate in gates])
-        _, wanted = _seen(model, reads, batch)
+        _, wanted = _seen(model, reads, batch, shared=shared)
         _set_all(model, parts, gates)
-        values, given = _seen(model, reads, batch)
+        values, given = _seen(model, reads, batch, shared=shared)
         inner += values.T @ values
         outer += (wanted - given).T @ values
     # A unit's output is its columns of the weight times their values: products of outputs need no outputs.
@@ -95,7 +105,7 @@ def _set_all(model: nn.Module, parts: Sequence[Part], gates: Sequence[Tensor]) -
         set_gate_(model, part, gate, [site])
 
 
-def _seen(model: nn.Module, reads: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _seen(model: nn.Module, reads: nn.Module, batch: Mapping[str, Any], *, shared: bool) -> tuple[Tensor, Tensor]:
     """Return what a layer reads and gives in a forward pass, `[tokens, inputs]` and `[tokens, outputs]`, less pads."""
     found: list[tuple[Tensor, Tensor]] = []
     mask = batch.get("attention_mask")
@@ -106,11 +116,18 @@ def _seen(model: nn.Module, reads: nn.Module, batch: Mapping[str, Any]) -> tuple
         if mask is not None and mask.shape == values.shape[:-1]:
             chosen = mask.bool()
         found.append((values[chosen].reshape(-1, values.shape[-1]), output[chosen].reshape(-1, output.shape[-1])))
+        if not shared:  # one that is shared by several layers runs again
+            raise _Seen
 
     handle = reads.register_forward_hook(watch)
     try:
-        model(**batch)
+        with contextlib.suppress(_Seen):
+            model(**batch)
     finally:
         handle.remove()
     values, outputs = zip(*found, strict=True)
     return torch.cat(values).double(), torch.cat(outputs).double()
+
+
+class _Seen(Exception):  # noqa: N818 - not an error: the way out of a forward pass
+    """What was looked for has been computed."""
