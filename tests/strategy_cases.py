@@ -24,10 +24,13 @@ from lowft.stages import Stage
 from lowft.state import State
 from lowft.strategies import (
     Augment,
+    Contrastive,
     Distill,
     LayerwiseUnfreeze,
     MaskedLanguageModeling,
     PartialFreeze,
+    PooledHead,
+    Probe,
     Prune,
     Quantize,
     Unfreeze,
@@ -169,6 +172,12 @@ for _names in itertools.chain(itertools.permutations(STRATEGIES, 2), itertools.p
         ALLOWED[" + ".join(_names)] = _parts
     elif len(_names) == 2:
         REFUSED[" + ".join(_names)] = (_parts[0], _parts[1])
+# These three need each other.
+ALLOWED["pooled head + contrastive + probe"] = (
+    PooledHead("attention"),
+    Contrastive(max_steps=3, learning_rate=5e-3, batch_size=4, stop_below=0),
+    Probe(strengths=(1.0,)),
+)
 
 
 def tiny_rows(count: int = 14, seed: int = 0, classes: Sequence[Any] = ("neg", "pos")) -> dict[str, list[Any]]:

@@ -258,8 +258,8 @@ def test_a_fresh_process_gives_the_same_logits(key: str, reloaded: dict[str, Any
     own, by_lowft, by_transformers = reloaded[key]
     assert isinstance(own, np.ndarray), own
     assert np.array_equal(own, np.float32(by_lowft)), by_lowft
-    if "quantize" in key:
-        assert "no file named model.safetensors" in by_transformers  # it would read integers as weights
+    if "quantize" in key or "pooled" in key:  # it would read integers as weights, or draw a head of its own
+        assert "no file named model.safetensors" in by_transformers
         return
     if "heads" in key:
         assert "mismatch" in by_transformers  # no config says how many heads each layer has
