@@ -15,7 +15,7 @@ from lowft._inference import autocast, compute_logits, kept_modes, logits_of
 from lowft._memory import is_out_of_memory, release_memory
 from lowft._optimization import make_optimizer, set_learning_rates_
 from lowft._randomness import seeded
-from lowft._stage_caches import StageCaches, fill_caches
+from lowft._stage_caches import Passes, StageCaches
 from lowft._task_loss import label_weights, task_loss
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
@@ -72,7 +72,7 @@ class Loop:
         self.finished = False
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
         self._forward: torch.nn.Module | None = None
-        self._caches = StageCaches()
+        self._caches = StageCaches(attached, config, placement, train_rows, eval_rows)
 
     def planned_steps(self, stage: Stage) -> int:
         """Return the optimizer steps that a stage plans."""
@@ -115,6 +115,7 @@ class Loop:
 
     def finish(self) -> None:
         """Make the model what will be deployed, which ends the run; a second call changes nothing."""
+        self._caches.close()
         quantizes = any("precision" in part.contract.provides for part in self.attached.strategy.strategies)
         if quantizes and not self.finished:
             self.unquantized = unrounded_copy(self.attached.model)
@@ -134,7 +135,7 @@ class Loop:
             share=(self.placement.rank, self.placement.processes),
             progress=self.config.progress if self.placement.is_main else False,
             description="evaluating",
-            cache=self._caches.evaluation,
+            serving=self._caches.serving,
         )
         labels: Any = self.eval_rows.labels
 
@@ -201,18 +202,13 @@ class Loop:
                     break
 
     def _fill_caches(self) -> None:
-        state = self.attached.state
-        self._caches = fill_caches(
-            self.attached,
-            self.config,
-            self.placement,
-            self.train_rows,
-            self.eval_rows,
-            epochs=state.stage_steps / self.steps_per_epoch,
-            evaluations=state.stage_steps / (self.config.eval_steps or self.steps_per_epoch),
-        )
-        if self._caches.note and state.stage_step == 0:
-            self._record("note", message=self._caches.note)
+        passes = []
+        for stage in self.attached.stages:
+            steps, epoch = self.planned_steps(stage), self.planned_steps_per_epoch(stage)
+            passes.append(Passes(steps / epoch, steps / (self.config.eval_steps or epoch)))
+        note = self._caches.enter(passes)
+        if note is not None and self.attached.state.stage_step == 0:
+            self._record("note", **note)
 
     def _stage_is_over(self) -> bool:
         state, patience = self.attached.state, self.config.early_stopping_patience
@@ -271,7 +267,7 @@ class Loop:
             for index, (part, piece) in enumerate(pieces):
                 batch = attached.on_batch(piece.to(self.placement.device))
                 with self.placement.exchange(self._forward, last=index == len(pieces) - 1):
-                    with autocast(config.precision, self.placement.device), self._caches.serving(part.indices):
+                    with autocast(config.precision, self.placement.device), self._caches.serving(batch.inputs):
                         outputs = self._forward(**batch.inputs)
                     logits, labels = logits_of(outputs).float(), _labels(batch)
                     loss, row_losses = task_loss(self.loss_fn, logits, labels, weights[index])
@@ -372,8 +368,9 @@ class Loop:
 
     def _end_stage(self) -> None:
         """Return to the best weights, ask the gates, undo the stage if they say so."""
-        self._caches.close()
-        self._caches = StageCaches()
+        note = self._caches.leave()
+        if note is not None:
+            self._record("note", **note)
         metrics = self.kept.last_metrics
         if self.kept.best:
             load_tensors_(self.attached.model, self.kept.best, "the best weights", partial=True)

@@ -69,7 +69,7 @@ def contents(checkpoint: Path) -> dict[str, Any]:
     found["state.json"] = read_json(checkpoint / "state.json")
     del found["state.json"]["kept"]["seconds"]
     found["history"] = [
-        {key: value for key, value in record.items() if key != "seconds"}
+        {key: value for key, value in record.items() if not key.endswith("seconds")}
         for record in json.loads((checkpoint / "history.json").read_text())
     ]
     return found

@@ -42,7 +42,9 @@ class Found:
     def keep(self, name: str, trainer: Trainer, **values: Any) -> None:
         """Write a run's weights, records and further values."""
         write_tensors(self.folder / f"{name}-{RANK}.safetensors", weights(trainer))
-        records = [{key: value for key, value in record.items() if key != "seconds"} for record in trainer.history]
+        records = [
+            {key: value for key, value in record.items() if not key.endswith("seconds")} for record in trainer.history
+        ]
         write_json(self.folder / f"{name}-{RANK}.json", {"records": records, **values})
 
 

@@ -28,8 +28,8 @@ class Augment(Strategy):
     Copies are fresh in every epoch. A copy is a function of (seed, stage, epoch, row) alone: the same for any number of
     worker processes, and after a resume. Copies that come back empty, equal to their row or to one another are left
     out, for they would add nothing. The loss is the mean over originals and copies, so a row with copies weighs more
-    than one without. Where rows are pairs, both texts are changed. Layers that are frozen are run for training rows in
-    every epoch, since the copies differ; of validation rows they are cached as ever.
+    than one without. Where rows are pairs, both texts are changed. Frozen layers are run for the copies in every epoch,
+    since these differ; of the rows themselves what they give is cached as ever.
 
     Source: training on originals and copies of Wei & Zou 2019, EDA, https://arxiv.org/abs/1901.11196. Label-preserving
     copies hardly help pre-trained models (Longpre et al. 2020, https://arxiv.org/abs/2010.01764): measure before you
@@ -82,6 +82,10 @@ class Augment(Strategy):
         for index, augmenter in enumerate(self.augmenters):
             # In a chain, later augmenters get texts that nobody knows yet: one is enough to see whether they run.
             augmenter.prepare(texts[:1] if self.mix == "chain" and index else texts)
+        return dataset
+
+    def recurring(self, dataset: Rows) -> Rows:
+        """Return the rows: they stay in the batch as they are, and only their copies are new."""
         return dataset
 
     def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:
