@@ -257,7 +257,7 @@ class Loop:
         assert self._forward is not None  # noqa: S101 - entered with the stage
         losses: list[Tensor] = []
         seen: list[tuple[Batch, Tensor]] = []
-        attached.model.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
+        self.optimizer.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
         pieces = [piece for part, batch in collated for piece in halved(part, batch, self.kept.halvings)]
         weights: Sequence[float | None] = [None] * len(pieces)
         if self.train_rows.unlabelled:
@@ -311,7 +311,8 @@ class Loop:
 
     def _clip(self) -> float:
         """Scale the gradients down to the norm allowed, and return the norm they had."""
-        parameters = list(self.attached.model.parameters())
+        # All that ever train, without a walk through the model, which takes as long as a step of the head alone.
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         if self.config.max_grad_norm is None:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             return torch.nn.utils.get_total_norm(gradients).item()
