@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def by_lowft_staged(work: Work, sides: lowft.Splits) -> _Found:
     return _by_trainer(work, sides, [lowft.LayerwiseUnfreeze()])
 
 
-def _by_trainer(work: Work, sides: lowft.Splits, strategies: list[lowft.Strategy]) -> _Found:
+def _by_trainer(work: Work, sides: lowft.Splits, strategies: Sequence[lowft.Strategy]) -> _Found:
     config = lowft.TrainingConfig(
         epochs=work.epochs, batch_size=BATCH, learning_rate=work.rate, warmup_ratio=WARMUP, weight_decay=DECAY,
         seed=work.seed, precision="bfloat16" if work.bfloat16 else "float32", group_by_length=work.grouped,
@@ -130,7 +130,7 @@ def by_transformers(work: Work, sides: lowft.Splits) -> _Found:
         dataloader_pin_memory=False,
     )  # fmt: skip
     collator: Any = DataCollatorWithPadding(tokenizer)
-    trainer: Any = Trainer(model, arguments, train_dataset=rows["train"], data_collator=collator)  # type: ignore[arg-type]
+    trainer: Any = Trainer(model, arguments, train_dataset=rows["train"], data_collator=collator)
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
@@ -139,10 +139,10 @@ def by_transformers(work: Work, sides: lowft.Splits) -> _Found:
 
 
 def by_lightning(work: Work, sides: lowft.Splits) -> _Found:
-    """Train in the same default stages with Lightning and finetuning-scheduler, passes of each stage as in lowft's."""
+    """Train in lowft's default stages (those for 1,000 rows or more) with Lightning and finetuning-scheduler."""
     try:
-        import lightning.pytorch as pl
-        from finetuning_scheduler import FinetuningScheduler
+        import lightning.pytorch as pl  # type: ignore[import-not-found] # not among the packages that lowft needs
+        from finetuning_scheduler import FinetuningScheduler  # type: ignore[import-not-found]
     except ImportError as error:
         message = (
             f"this side needs Lightning and finetuning-scheduler ({error}): pip install lightning finetuning-scheduler "
@@ -152,6 +152,7 @@ def by_lightning(work: Work, sides: lowft.Splits) -> _Found:
     from transformers import DataCollatorWithPadding
 
     model, tokenizer, rows = _model_and_rows(work, sides)
+    model.train()  # Lightning leaves modules in the mode that they come in
     stages = lowft.attach(lowft.load_model(minilm()), [lowft.LayerwiseUnfreeze()]).stages
     schedule: dict[int, dict[str, Any]] = {}
     thawed: set[str] = set()
@@ -160,7 +161,7 @@ def by_lightning(work: Work, sides: lowft.Splits) -> _Found:
         schedule[number] = {"params": [f"model.{name}" for name in new], "lr": work.rate}
         schedule[number]["max_transition_epoch"] = work.epochs * (number + 1)
         thawed.update(new)
-    loaders = {
+    loaders: dict[str, Any] = {
         name: torch.utils.data.DataLoader(
             part,  # type: ignore[arg-type] # a list serves as a data set
             batch_size=BATCH if name == "train" else 64,
@@ -190,7 +191,7 @@ def by_lightning(work: Work, sides: lowft.Splits) -> _Found:
 
 
 def _lightning_module(pl: Any, model: Any, work: Work) -> Any:
-    class Module(pl.LightningModule):  # type: ignore[misc, name-defined] # a class known at run time only
+    class Module(pl.LightningModule):  # type: ignore[misc] # a class known at run time only
         def __init__(self) -> None:
             super().__init__()
             self.model = model

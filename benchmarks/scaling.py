@@ -1,6 +1,6 @@
 """How the time of training grows with rows and with length, with frozen layers cached and without.
 
-    python benchmarks/scaling.py [--rows 500 1000 2000 4000] [--tokens 16 32 64 128] [--top 2] [--epochs 3] [--plot F.png]
+    python benchmarks/scaling.py [--rows 500 1000 2000 4000] [--tokens 16 32 64 128] [--top 2] [--epochs 3]
 
 MiniLM on Rotten Tomatoes, whose sentences are joined and cut to make texts of one length. Both ways take turns at each
 size. A straight line is fitted to the seconds by rows (overhead and seconds a row), a parabola to those by tokens (the

@@ -131,8 +131,8 @@ def compare(task: str, epochs: int, options: argparse.Namespace) -> None:
             for note in found["notes"]:
                 print(f"        {note}")
     print()
-    for side, found in outcomes.items():
-        seconds, accuracies = ([one[key] for one in found] for key in ("seconds", "accuracy"))
+    for side, runs in outcomes.items():
+        seconds, accuracies = ([run[key] for run in runs] for key in ("seconds", "accuracy"))
         print(f"{side.title:20} {spread(seconds)} s, accuracy {spread([100 * one for one in accuracies])} %")
     first = sides[0]
     for side in sides[1:]:
