@@ -273,6 +273,16 @@ def test_a_large_cache_is_a_file_that_leaves_nothing_behind(tmp_path: Path) -> N
     assert torch.equal(logits(model, inputs, in_memory), logits(model, inputs, on_disk))
 
 
+def test_space_is_written_where_it_cannot_be_reserved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without posix_fallocate, as on macOS, the file is filled before it is mapped."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    model = tiny_model("bert")
+    rows = tokenized(model, "bert")
+    cache = cache_prefix(model, find_layers(model), [2], [rows], Filling(memory_limit=0, folder=tmp_path))[2]
+    inputs = rows.collate([2, 7]).inputs
+    assert torch.allclose(logits(model, inputs), logits(model, inputs, cache), atol=1e-5)
+
+
 def test_a_full_disk_means_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the disk has no room, training goes on without the cache, and the history says why."""
 

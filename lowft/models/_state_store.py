@@ -17,6 +17,7 @@ __all__ = ["StateStore"]
 
 Key: TypeAlias = bytes  # what a row is known by
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CHUNK = 2**20
 _SHARE_OF_DISK = 0.5  # of what is free: checkpoints are written beside it
 
 
@@ -88,10 +89,21 @@ def _take_space(descriptor: int, tokens: int, each: int) -> int:
     # Writing to a mapped file on a full disk kills the process: the space must be there first.
     while True:
         try:
-            os.posix_fallocate(descriptor, 0, max(1, tokens) * each)
+            _allocate(descriptor, max(1, tokens) * each)
         except OSError as error:
             if error.errno not in _FULL or tokens <= 1:
                 raise
             tokens //= 2
         else:
             return max(1, tokens)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    os.ftruncate(descriptor, 0)  # macOS: written once, the space is there
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.seek(0)
+        for start in range(0, size, _CHUNK):
+            file.write(bytes(min(_CHUNK, size - start)))

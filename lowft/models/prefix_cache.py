@@ -274,7 +274,8 @@ def cache_prefix(
             for prefix, store in zip(prefixes, stores, strict=False)
         ]
         prefixes = prefixes[: len(caches)]
-        fitting = max(shares.gather(_fitting(batches, prefixes[0], stores[0].capacity)))
+        own = max(_fitting(batches, prefix, store.capacity) for prefix, store in zip(prefixes, stores, strict=True))
+        fitting = max(shares.gather(own))
         done = _in_turn(batches[:fitting], compute, shares)
         shown = settings.progress if fitting > 1 and shares.is_main else False
         for batch, found in progress_bar(done, "caching frozen layers", shown=shown, leave=False, total=fitting):
