@@ -41,6 +41,7 @@ __all__ = [
 LABELS = ("negative", "positive")
 _PACKAGES = ("lowft", "torch", "transformers")
 _BUSY = 0.25  # running processes for each core, from which timings cannot be trusted
+_REST = 0.05  # seconds: threads of a runtime that has answered spin on for a while, at the expense of the next
 _VALIDATION = 530  # what 7,000 training and 1,000 test rows leave
 
 # The last weights count: 530 validation rows are too few to choose between epochs by accuracy.
@@ -139,6 +140,7 @@ def times_in_turn(sides: Mapping[str, Callable[[], Any]], turns: int, *, warm_up
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + warm_up):
         for name, act in sides.items():
+            time.sleep(_REST)
             started = time.perf_counter()
             act()
             if turn >= warm_up:

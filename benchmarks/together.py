@@ -34,8 +34,8 @@ _REFERENCE = "float32, PyTorch"
 def main() -> None:
     """Compress for each seed, test and time every step of the way, and print every figure."""
     parser = compression_options(__doc__)
-    parser.add_argument("--flops", type=float, default=0.25, help="operations left (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=1.5, help="of the recovery (default: %(default)s)")
+    parser.add_argument("--flops", type=float, default=0.35, help="operations left (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=2, help="of the recovery (default: %(default)s)")
     options = parser.parse_args()
     describe_machine(options.threads)
 

@@ -1,17 +1,18 @@
-"""What a comparison of deployed models found, as figures, tables, words and a picture."""
+"""What a comparison of deployed models found, as figures."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowft._deployment_plot import draw
-from lowft._tables import format_table, html_table, human_bytes, human_count, human_seconds
+from lowft._deployment_words import notes, tables, verdicts
+from lowft._tables import format_table, html_table
 from lowft.checkpoint import write_json
 from lowft.data._values import near
 from lowft.errors import CheckpointError, ConfigError
@@ -162,26 +163,18 @@ class DeploymentReport:
         return self.candidates[name]
 
     def __str__(self) -> str:
-        tables = (
-            f"{title}\n{format_table(headers, rows, align=align)}" for title, headers, rows, align in self._tables()
-        )
-        return "\n\n".join([*tables, "\n".join(self._notes()), "\n".join(self.verdicts())])
+        shown = (f"{title}\n{format_table(headers, rows, align=align)}" for title, headers, rows, align in tables(self))
+        return "\n\n".join([*shown, "\n".join(notes(self)), "\n".join(verdicts(self))])
 
     def _repr_html_(self) -> str:
-        tables = [
-            html_table(headers, rows, align=align, caption=title) for title, headers, rows, align in self._tables()
-        ]
-        last = tables.pop()
-        title, headers, rows, align = self._tables()[-1]
-        notes = [*self._notes(), *self.verdicts()]
-        last = html_table(headers, rows, align=align, caption=title, notes=notes)
-        return "".join([*tables, last])
+        *others, (title, headers, rows, align) = tables(self)
+        shown = [html_table(cells[1], cells[2], align=cells[3], caption=cells[0]) for cells in others]
+        last = html_table(headers, rows, align=align, caption=title, notes=[*notes(self), *verdicts(self)])
+        return "".join([*shown, last])
 
     def verdicts(self) -> list[str]:
         """Return one line in words for each candidate against the reference."""
-        others = (each for name, each in self.candidates.items() if name != self.reference)
-        return [f"{each.name} against {self.reference}: {self._answers(each)}; {_speed(each)}{self._size(each)}."
-                for each in others]  # fmt: skip
+        return verdicts(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values: each timed pass, too."""
@@ -250,161 +243,6 @@ class DeploymentReport:
             MissingExtraError: matplotlib is not installed.
         """
         return draw(self, path, {"batch_size": batch_size, "length": length, "threads": threads})
-
-    def _tables(self) -> list[tuple[str, list[str], list[list[str]], str]]:
-        """Return title, headers, cells and alignment of each table."""
-        every = list(self.candidates.values())
-        word = self.metric.replace("_", " ")
-        answers = [
-            [
-                each.name, f"{self._number(each.value)} [{self._span(each.interval)}]",
-                "reference" if each.difference_interval is None
-                else f"{self._number(each.difference, sign=True)} [{self._span(each.difference_interval, sign=True)}]",
-                _or_dash(each.calibration_error, "{:.3f}".format),
-                _or_dash(each.agreement, _percent if self.in_percent else "{:.3f}".format),
-            ]
-            for each in every
-        ]  # fmt: skip
-        sizes = [
-            [
-                each.name, ", ".join(filter(None, (each.format, each.precision))),
-                _or_dash(each.parameters, human_count), _or_dash(each.size_bytes, human_bytes),
-                _or_dash(each.load_seconds, human_seconds), _or_dash(each.memory_bytes, human_bytes),
-                ", ".join(each.files or ()) or "-",
-            ]
-            for each in every
-        ]  # fmt: skip
-        alike = "correlation" if self.task == "regression" else "same answers"
-        share = f"{100 * self.confidence:g} %"
-        return [
-            (
-                f"Answers on {self.rows:,} rows",
-                ["candidate", f"{word} [{share}]", f"difference [{share}]", "calibration error", alike],
-                answers,
-                "lrrrr",
-            ),
-            (
-                "Size",
-                ["candidate", "format", "parameters", "on disk", "loading", "memory", "files"],
-                sizes,
-                "llrrrrl",
-            ),
-            (
-                "Time of a forward pass",
-                [
-                    "rows x tokens",
-                    "candidate",
-                    "median",
-                    "95th percentile",
-                    "rows a second",
-                    f"speed [{share}]",
-                    "verdict",
-                ],
-                self._times(),
-                "llrrrrl",
-            ),
-        ]
-
-    def _times(self) -> list[list[str]]:
-        shapes = range(len(self.candidates[self.reference].timings))
-        rows = []
-        for at in shapes:
-            for each in self.candidates.values():
-                timing = each.timings[at]
-                speed = "" if timing.speed is None else f"{timing.speed:.2f}x {_ratio(timing)}"
-                rows.append([
-                    timing.shape, each.name, human_seconds(timing.median_seconds), human_seconds(timing.p95_seconds),
-                    f"{timing.rows_per_second:,.0f}", speed, timing.verdict,
-                ])  # fmt: skip
-        return rows
-
-    def _notes(self) -> list[str]:
-        share = f"{100 * self.confidence:g} %"
-        turns = sorted({len(timing.seconds) for each in self.candidates.values() for timing in each.timings})
-        passes = f"{turns[0]}" if len(turns) == 1 else f"{turns[0]} to {turns[-1]}"
-        notes = [
-            f"Compared with {self.reference!r}, on the same rows and in the same turns ({passes} of each shape).",
-            f"Each interval is {share}: of {round(1 / (1 - self.confidence))} pairs of equals, one will seem unequal.",
-        ]
-        if any(each.memory_bytes is not None for each in self.candidates.values()):
-            notes.append(
-                "Memory: what loading and one batch add, at most, to a process that has imported transformers."
-            )
-        if any(each.files is None for each in self.candidates.values()):
-            notes.append(
-                "A model in memory has no files, so no size on disk and no loading: export it to measure them."
-            )
-        if self.warning is not None:
-            notes.append(f"WARNING: {self.warning}")
-        return notes
-
-    def _answers(self, each: Deployed) -> str:
-        assert each.difference is not None  # noqa: S101 - asked of others than the reference only
-        assert each.difference_interval is not None  # noqa: S101
-        word = self.metric.replace("_", " ")
-        how = (
-            f"{self._number(each.difference, sign=True)}, {self._span(each.difference_interval, sign=True, to=' to ')}"
-        )
-        unit = " points" if self.in_percent else ""
-        how = how.replace(" %", unit)
-        if not each.differs:
-            return f"no difference in {word} seen ({how})"
-        better = (each.difference > 0) == self.greater_is_better
-        return f"{'better' if better else 'worse'}: {word} {how}"
-
-    def _size(self, each: Deployed) -> str:
-        base = self.candidates[self.reference].size_bytes
-        if each.size_bytes is None or not base:
-            return ""
-        return f"; {100 * each.size_bytes / base:.0f} % of its size on disk"
-
-    def _number(self, value: float | None, *, sign: bool = False) -> str:
-        assert value is not None  # noqa: S101
-        plus = "+" if sign else ""
-        return f"{100 * value:{plus}.1f} %" if self.in_percent else f"{value:{plus}.4g}"
-
-    def _span(self, bounds: tuple[float, float], *, sign: bool = False, to: str = " - ") -> str:
-        plus = "+" if sign else ""
-        if sign and to == " - ":
-            to = " to "
-        scale, digits = (100, ".1f") if self.in_percent else (1, ".4g")
-        return to.join(f"{scale * bound:{plus}{digits}}" for bound in bounds)
-
-
-def _speed(each: Deployed) -> str:
-    """Say how fast a candidate is, the shapes with one verdict together."""
-    said = {
-        "faster": "faster at {}",
-        "slower": "slower at {}",
-        "no difference seen": "no difference in speed seen at {}",
-    }
-    parts = []
-    for verdict, words in said.items():
-        alike = [timing for timing in each.timings if timing.verdict == verdict]
-        if len(alike) > 2:
-            bounds = [bound for timing in alike for bound in timing.speed_interval or ()]
-            shapes = f"{len(alike)} of {len(each.timings)} shapes [{min(bounds):.2f} - {max(bounds):.2f}]"
-        else:
-            shapes = ", ".join(f"{timing.shape} {_ratio(timing)}" for timing in alike)
-        if alike:
-            parts.append(words.format(shapes))
-    return "; ".join(parts)
-
-
-def _ratio(timing: Timing) -> str:
-    """Write the interval of the speed, with as many digits as it takes to tell it from 1."""
-    assert timing.speed_interval is not None  # noqa: S101 - asked of others than the reference only
-    low, high = timing.speed_interval
-    digits = next(n for n in range(2, 9) if n == 8 or all(b == 1 or float(f"{b:.{n}f}") != 1 for b in (low, high)))
-    return f"[{low:.{digits}f} - {high:.{digits}f}]"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _or_dash(value: Any, words: Callable[[Any], str]) -> str:
-    return "-" if value is None else words(value)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,11 +66,12 @@ class StageCaches:
     _caches: dict[int, PrefixCache] = field(default_factory=dict, init=False)
     _now: PrefixCache | None = field(default=None, init=False)
 
-    def enter(self, passes: Sequence[Passes]) -> dict[str, Any] | None:
+    def enter(self, passes: Sequence[Passes], precision: str) -> dict[str, Any] | None:
         """Cache for the current stage what its frozen layers give, unless it is there already.
 
         Args:
             passes: Of each stage of the run.
+            precision: In which to compute: "float32" or "bfloat16".
 
         Returns:
             A note for the history: what was cached, or why not; None where nothing is frozen that could be.
@@ -96,7 +97,7 @@ class StageCaches:
             return {"message": f"frozen layers not cached: {told[0]}"} if told else None
         started = time.perf_counter()
         try:
-            reused = self._fill(wanted, rows)
+            reused = self._fill(wanted, rows, precision)
             self._now = self._caches[wanted[0]]
         except (ModelError, OSError) as error:
             self._keep(())
@@ -153,7 +154,7 @@ class StageCaches:
             rows.append(self.eval_rows)
         return rows, told
 
-    def _fill(self, wanted: Sequence[int], rows: list[TokenizedRows]) -> bool:
+    def _fill(self, wanted: Sequence[int], rows: list[TokenizedRows], precision: str) -> bool:
         """Fill the caches of these depths that are not there, and tell whether the first of them was."""
         depth = wanted[0]
         if depth in self._caches:
@@ -168,7 +169,7 @@ class StageCaches:
             [depth, *(number for number in wanted[1:] if number not in self._caches)],
             rows,
             Filling(
-                precision=self.config.precision,
+                precision=precision,
                 memory_limit=max(0, self.config.prefix_cache_memory // self.placement.processes - held),
                 folder=None if self.config.output_dir is None else Path(self.config.output_dir),
                 progress=self.config.progress,

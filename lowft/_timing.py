@@ -30,6 +30,7 @@ __all__ = ["Load", "exact_inputs", "forward", "median_interval", "ratio_interval
 
 _LEAST = 5  # turns, however little time there is
 _WARM_UPS = 2
+_REST = 0.02  # seconds: threads of a runtime that has answered spin on for a while, at the expense of the next
 _ENCODED = 64  # rows that give their tokens at most
 _BUSY = 0.1  # share of the processors that others may use before a warning
 
@@ -138,6 +139,7 @@ def time_in_turns(
                 break
             order.shuffle(names)
             for name in names:
+                time.sleep(_REST)
                 forward(predictors[name], inputs[name])
                 start = time.perf_counter()
                 forward(predictors[name], inputs[name])

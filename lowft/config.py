@@ -61,7 +61,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "lr_scheduler_type": ("linear", "cosine", "constant"),
     "on_bad_row": ("error", "drop"),
     "on_nonfinite": ("raise", "skip"),
-    "precision": ("float32", "bfloat16"),
+    "precision": ("auto", "float32", "bfloat16"),
 }
 
 
@@ -87,7 +87,8 @@ class TrainingConfig:
         warmup_ratio: Share of each stage's steps in which the learning rate rises linearly from 0.
         lr_scheduler_type: Course after the warm-up: "linear" and "cosine" fall to 0, "constant" stays.
         max_grad_norm: Gradients are scaled down to this L2 norm; None leaves them.
-        precision: "float32", or "bfloat16" for autocast with float32 weights.
+        precision: "float32", or "bfloat16" for autocast with float32 weights; "auto" takes the faster one, by a short
+            measurement which the history tells. A resumed run goes on in the precision that was found.
         max_length: Tokens after which a text is cut; None is the model's own limit.
         group_by_length: Put rows of like length into one batch, in random order, so that little is padded.
         label_smoothing: Share of the target spread evenly over all classes, 0 up to but not 1.
@@ -137,7 +138,7 @@ class TrainingConfig:
     warmup_ratio: float = 0.1
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: float | None = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     max_length: int | None = None
     group_by_length: bool = True
     label_smoothing: float = 0.0

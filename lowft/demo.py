@@ -18,9 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NoReturn
-
-import torch
+from typing import Any, NoReturn
 
 import lowft
 
@@ -65,7 +63,7 @@ def choose_settings(sides: lowft.Splits, seed: int) -> lowft.TrainingConfig:
         batch_size=16,
         eval_steps=max(1, len(sides.train) // (3 * 16)),
         metric_for_best_model="loss",
-        precision=_faster_precision(),
+        precision="auto",
         seed=seed,
     )
 
@@ -194,32 +192,6 @@ def _finished(trainer: lowft.Trainer) -> lowft.Trainer:
         elif record["event"] == "stage":
             print(f"{when}: {record['decision']} ({record['reason']})")
     return trainer
-
-
-def _faster_precision() -> Literal["float32", "bfloat16"]:
-    """Return, and print, the precision in which this machine trains faster, by a short measurement.
-
-    Having the instructions does not tell: of two processors with AVX-512 for bfloat16, one trained 1.6 times as fast in
-    it, and the other multiplied matrices half as fast.
-    """
-    if torch.accelerator.is_available():
-        print("Precision: float32; a GPU is fast enough without bfloat16.")
-        return "float32"
-    ratio = _seconds_of_a_product(torch.float32) / _seconds_of_a_product(torch.bfloat16)
-    faster: Literal["float32", "bfloat16"] = "bfloat16" if ratio > 1.2 else "float32"
-    print(f"Precision: {faster}; on this machine products of matrices are {ratio:.1f} times as fast in bfloat16.")
-    return faster
-
-
-def _seconds_of_a_product(dtype: torch.dtype) -> float:
-    """Return the least of a few times that a product of the size of MiniLM's took."""
-    one, other = torch.ones(512, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
-    times = []
-    for _ in range(20):
-        started = time.perf_counter()
-        torch.mm(one, other)
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def _check_task(rows: lowft.Rows) -> None:

@@ -14,6 +14,7 @@ from lowft._choices import noise_wanted
 from lowft._inference import autocast, compute_logits, kept_modes, logits_of
 from lowft._memory import is_out_of_memory, release_memory
 from lowft._optimization import make_optimizer, set_learning_rates_
+from lowft._precision import faster_precision
 from lowft._randomness import seeded
 from lowft._stage_caches import Passes, StageCaches
 from lowft._task_loss import label_weights, task_loss
@@ -67,7 +68,10 @@ class Loop:
         self.measure = measure
         self.best_metric = best_metric
         self.history = History()
-        self.kept = Kept()
+        precision, self._why_precision = config.precision, ""
+        if precision == "auto":
+            precision, self._why_precision = placement.gather(faster_precision(attached.model, placement.device))[0]
+        self.kept = Kept(precision=precision)
         self.optimizer = make_optimizer(attached, config)
         self.finished = False
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
@@ -131,7 +135,7 @@ class Loop:
             self.attached.model,
             self.eval_rows,
             batch_size=self.config.eval_batch_size,
-            precision=self.config.precision,
+            precision=self.kept.precision,
             share=(self.placement.rank, self.placement.processes),
             progress=self.config.progress if self.placement.is_main else False,
             description="evaluating",
@@ -155,6 +159,8 @@ class Loop:
             history: What happened before.
         """
         self.kept = kept
+        if self.config.precision != "auto":
+            self.kept.precision = self.config.precision
         self.history = history
         self._enter()
 
@@ -171,6 +177,9 @@ class Loop:
         bare, rows = self.train_rows.unlabelled, len(self.train_rows)
         if index == 0 and bare:
             self._record("note", message=f"{bare:,} of {rows:,} training rows have no label")
+        if index == 0 and self._why_precision:
+            self._record("note", message=self._why_precision)
+            _logger.info(self._why_precision)
 
     def _forget_best_if_told(self) -> None:
         if self.attached.state.best_is_forgotten:
@@ -206,7 +215,7 @@ class Loop:
         for stage in self.attached.stages:
             steps, epoch = self.planned_steps(stage), self.planned_steps_per_epoch(stage)
             passes.append(Passes(steps / epoch, steps / (self.config.eval_steps or epoch)))
-        note = self._caches.enter(passes)
+        note = self._caches.enter(passes, self.kept.precision)
         if note is not None and self.attached.state.stage_step == 0:
             self._record("note", **note)
 
@@ -267,7 +276,7 @@ class Loop:
             for index, (part, piece) in enumerate(pieces):
                 batch = attached.on_batch(piece.to(self.placement.device))
                 with self.placement.exchange(self._forward, last=index == len(pieces) - 1):
-                    with autocast(config.precision, self.placement.device), self._caches.serving(batch.inputs):
+                    with autocast(self.kept.precision, self.placement.device), self._caches.serving(batch.inputs):
                         outputs = self._forward(**batch.inputs)
                     logits, labels = logits_of(outputs).float(), _labels(batch)
                     loss, row_losses = task_loss(self.loss_fn, logits, labels, weights[index])

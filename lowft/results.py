@@ -44,6 +44,7 @@ class Kept:
     evaluations_without_gain: int = 0
     skipped_steps: int = 0
     seconds: float = 0.0
+    precision: str = "float32"
     halvings: int = 0  # of micro-batches, each time that memory ran out
     best: dict[str, Tensor] = field(default_factory=dict)
     before_stage: dict[str, Tensor] = field(default_factory=dict)

@@ -411,7 +411,7 @@ class Trainer:
             self._parts.max_length,
             takes_pairs=self._parts.train_rows.rows.pairs is not None,
             batch_size=self.config.eval_batch_size,
-            precision=self.config.precision,
+            precision=self._loop.kept.precision,
             progress=self.config.progress,
         )
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 import lowft
 from lowft import demo
@@ -180,31 +179,6 @@ def test_ctrl_c_ends_the_demo(
         demo.main(["--model", str(tiny_folder), "--data", str(reviews), "--output", str(tmp_path / "output")])
     assert caught.value.code == 130
     assert list((tmp_path / "output").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("speed_up", "accelerator", "precision"),
-    [(1.9, False, "bfloat16"), (1.9, True, "float32"), (1.1, False, "float32"), (0.5, False, "float32")],
-)
-def test_precision_follows_the_machine(
-    speed_up: float,
-    accelerator: bool,
-    precision: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """bfloat16 is chosen only on a CPU that proves faster in it, and the output says what was chosen."""
-    seconds = {torch.float32: 1.0, torch.bfloat16: 1 / speed_up}
-    monkeypatch.setattr(demo, "_seconds_of_a_product", seconds.__getitem__)
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: accelerator)
-    assert demo._faster_precision() == precision
-    assert capsys.readouterr().out.startswith(f"Precision: {precision}")
-
-
-def test_a_product_takes_time() -> None:
-    """The measurement itself gives seconds, in either precision."""
-    assert 0 < demo._seconds_of_a_product(torch.float32) < 10
-    assert 0 < demo._seconds_of_a_product(torch.bfloat16) < 10
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from lowft._inference import evaluation_mode
 from lowft.compress.parts import Part, magnitudes
 from lowft.errors import ConfigError, ModelError
 
-__all__ = ["GRADIENTS", "Importance", "by_mean", "gate_gradients", "importance_of"]
+__all__ = ["GRADIENTS", "Importance", "by_mean", "gate_gradients", "importance_of", "row_slopes"]
 
 Importance = Literal["magnitude", "taylor", "fisher", "random"]
 GRADIENTS = frozenset({"taylor", "fisher"})
@@ -32,11 +32,19 @@ def importance_of(
     if importance == "random":
         generator = torch.Generator().manual_seed(seed)
         return [torch.rand(part.units, generator=generator) for part in parts]
+    if importance == "fisher":
+        return [slopes.square().sum(dim=0) for slopes in row_slopes(model, parts, batches or ())]
     scores = [torch.zeros(part.units) for part in parts]
     for slopes in gate_gradients(model, parts, batches or ()):
         for at, slope in enumerate(slopes):
-            scores[at] += slope.square().sum(dim=0) if importance == "fisher" else slope.mean(dim=0).abs()
+            scores[at] += slope.mean(dim=0).abs()
     return scores
+
+
+def row_slopes(model: nn.Module, parts: Sequence[Part], batches: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    """Return what `gate_gradients` gives for all batches, `[rows, units]` a part."""
+    found = list(gate_gradients(model, parts, batches))
+    return [torch.cat(slopes) for slopes in zip(*found, strict=True)]
 
 
 def by_mean(scores: Sequence[Tensor]) -> list[Tensor]:

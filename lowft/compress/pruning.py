@@ -16,8 +16,9 @@ from lowft.compress.budgets import Goal, Plan, Scope
 from lowft.compress.costs import count_flops
 from lowft.compress.depth import drop_layers_, layers_to_drop
 from lowft.compress.feed_forward import find_neurons
-from lowft.compress.importance import GRADIENTS, Importance, gate_gradients, importance_of
+from lowft.compress.importance import GRADIENTS, Importance, gate_gradients, importance_of, row_slopes
 from lowft.compress.parts import Part, cut_part_
+from lowft.compress.rearrangement import rearranged
 from lowft.compress.sparsity import zero_smallest_
 from lowft.compress.structure import record_, structure_of
 from lowft.compress.tuning import tune_
@@ -132,14 +133,17 @@ def prune_(  # noqa: PLR0913 - settings are keyword arguments, readable one by o
     | "fisher" | the sum over rows of (∂ the row's loss ÷ ∂gate)²: the Fisher information of its gate |
     | "random" | a random number: what any other must beat |
 
+    With "fisher", units of a layer then change places as long as those that go do less harm together: two that do the
+    same are not both cut.
+
     Where all compete for a budget (`scope="global"`), "taylor" and "fisher" are taken per operation or parameter that
     the unit costs; norms mean nothing beyond their layer, and are taken relative to its mean.
 
     `weights` sets single weights of the blocks to zero. That saves neither time nor memory: the matrices are as large
     as before. It is for formats and devices that use such zeros, and for research.
 
-    Taylor: Molchanov et al. 2019, https://arxiv.org/abs/1906.10771. Fisher, the search within a budget and tuning:
-    Kwon et al. 2022, https://arxiv.org/abs/2204.09656, sections 4.1 and 4.3. Layers: Men et al. 2024,
+    Taylor: Molchanov et al. 2019, https://arxiv.org/abs/1906.10771. Fisher, the search within a budget, exchange and
+    tuning: Kwon et al. 2022, https://arxiv.org/abs/2204.09656, sections 4.1 to 4.3. Layers: Men et al. 2024,
     https://arxiv.org/abs/2403.03853, section 3.1.
 
     Args:
@@ -193,9 +197,12 @@ def prune_(  # noqa: PLR0913 - settings are keyword arguments, readable one by o
     latency, kept = None, list[Tensor]()
     if parts:
         plan = Plan(model, goal, parts, importance)
-        scores = importance_of(model, parts, importance, rows, seed)
+        slopes = row_slopes(model, parts, rows) if importance == "fisher" else []
+        scores = [slope.square().sum(dim=0) for slope in slopes] or importance_of(model, parts, importance, rows, seed)
         latency = plan.meet_latency(model, scores) if plan.what == "latency" else None
         kept = plan.kept(scores)
+        if slopes:
+            kept = [rearranged(slope, numbers) for slope, numbers in zip(slopes, kept, strict=True)]
         if tune:
             tune_(model, parts, kept, rows)
     return cut_(model, parts, kept, before=before, left_out=left_out, zeros=zeros, latency=latency)

@@ -22,7 +22,7 @@ from lowft._alignment import align_
 from lowft.checkpoint import load_tensors_, read_json, read_tensors
 from lowft.compress.quantization import scheme_of
 from lowft.compress.structure import rebuild_
-from lowft.errors import LabelError, ModelError
+from lowft.errors import CheckpointCorruptError, LabelError, ModelError
 from lowft.models._quiet import quiet
 from lowft.models.layers import within
 
@@ -276,8 +276,13 @@ def weights_of(folder: Path) -> Path:
 def _structure(folder: Path) -> list[dict[str, Any]]:
     """Return how the shape of an exported model differs from what its config says."""
     settings = folder / EXPORT_SETTINGS
-    found = read_json(settings).get("structure", []) if settings.is_file() else []
-    return list(found)
+    if not settings.is_file():
+        return []
+    found = read_json(settings)
+    structure = found.get("structure") if isinstance(found, dict) else None
+    if not isinstance(structure, list):
+        raise CheckpointCorruptError(f"{settings}: 'structure' must be a list; the file holds {structure!r} there")
+    return structure
 
 
 def _names(id2label: dict[int, str]) -> list[str]:

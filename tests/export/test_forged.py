@@ -15,6 +15,7 @@ import torch
 from lowft.checkpoint import MANIFEST
 from lowft.errors import CheckpointCorruptError, CheckpointError, LowftError, ModelError
 from lowft.export import load
+from lowft.models import load_model
 from tests.export.test_folder import FILES, TEXTS, Bag, trained
 from tests.forgery import Planter, flip, sign, truncate
 from tests.tiny import tiny_model
@@ -63,6 +64,14 @@ def test_settings_of_another_format_are_refused(settings: str, folder: Path) -> 
     sign(folder)
     with pytest.raises(CheckpointCorruptError, match=r"lowft\.json is not of format 2, which this lowft reads"):
         load(folder)
+
+
+@pytest.mark.parametrize("settings", ["[]", "{}", '{"structure": {}}', '{"structure": null}', "3"])
+def test_a_forged_structure_is_refused_where_training_starts_from_it(settings: str, folder: Path) -> None:
+    """What `load_model` reads of `lowft.json` is a list, or the message says what it is."""
+    (folder / "lowft.json").write_text(settings)
+    with pytest.raises(CheckpointCorruptError, match=r"lowft\.json: 'structure' must be a list; the file holds"):
+        load_model(folder)
 
 
 CODE = "import os\nos.mkdir({planted!r})\nclass Evil: pass\nclass Config: pass\nclass Tokenizer: pass\n"

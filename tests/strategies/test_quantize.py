@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lowft.export import load
 from lowft.strategies import Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
 from tests.runs import tiny_trainer, weights
 from tests.strategy_cases import tiny_rows, tiny_teacher
+from tests.test_strategies_table import assert_same
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -86,6 +88,41 @@ def test_the_stage_runs_after_a_gate_ended_the_others() -> None:
     assert history.filter("train")[-1]["learning_rate"] <= 1e-3
 
 
+@pytest.mark.parametrize("when", [1, "top 2 blocks"])
+def test_it_begins_with_a_stage_of_another_strategy(when: Any) -> None:
+    """From the stage that is named or numbered on, and in those after it, the model rounds."""
+    tops = (Unfreeze(top=1, epochs=1), Unfreeze(top=2, epochs=1), Unfreeze(top="all", epochs=1))
+    trainer = tiny_trainer(strategies=[LayerwiseUnfreeze(tops), Quantize("int8", when=when)])
+    seen = {(result.stage, rounds_now(trainer)) for result in trainer.steps()}
+    assert seen == {("top 1 block", False), ("top 2 blocks", True), ("all layers", True)}
+    assert scheme_of(trainer.model) == "int8"
+
+
+def test_resume_in_a_stage_that_rounds(tmp_path: Path) -> None:
+    """A run that is resumed in the stage goes on rounding, and ends with the same bits."""
+    tops = (Unfreeze(top=1, epochs=1), Unfreeze(top="all", epochs=1))
+    strategies = [LayerwiseUnfreeze(tops), Quantize("int8", when="all layers")]
+    whole = tiny_trainer(strategies=strategies)
+    whole.fit()
+    stopped = tiny_trainer(strategies=strategies, output_dir=tmp_path, save_steps=1)
+    for result in stopped.steps():
+        if result.stage == "all layers":
+            break
+    resumed = tiny_trainer(strategies=strategies, output_dir=tmp_path, save_steps=1)
+    resumed.fit(resume_from_checkpoint=True)
+    assert_same(weights(whole), weights(resumed))
+
+
+def test_stages_that_there_are_not() -> None:
+    """A name or number of no stage, and a strategy that would split the stages later, are refused by the Trainer."""
+    with pytest.raises(ConfigError, match=r"one of the stages so far, 0 'training'; received 'all layers'"):
+        tiny_trainer(strategies=[Quantize("int8", when="all layers")])
+    with pytest.raises(ConfigError, match=r"0 'training'; received 3"):
+        tiny_trainer(strategies=[Quantize("int8", when=3)])
+    with pytest.raises(StrategyConflictError, match=r"The order that works: \[LayerwiseUnfreeze, Quantize\]"):
+        tiny_trainer(strategies=[Quantize("int8", when=1), LayerwiseUnfreeze()])
+
+
 def test_frozen_layers_are_rounded_and_stay_frozen() -> None:
     """What does not train keeps its bytes until it is rounded at the end."""
     trainer = tiny_trainer(strategies=[PartialFreeze(top=1), Quantize("int8", when="start")], epochs=2)
@@ -119,7 +156,8 @@ def test_pruning_cannot_follow() -> None:
     ("settings", "message"),
     [
         ({"scheme": "int2"}, "Quantize: scheme must be one of"),
-        ({"when": "later"}, "Quantize.when must be one of"),
+        ({"when": 0.5}, "Quantize.when must be a whole number"),
+        ({"when": -1}, "Quantize.when must be"),
         ({"keep": "classifier"}, "Quantize: keep must be a list"),
         ({"epochs": 0}, "epochs must be"),
         ({"learning_rate": -1.0}, "learning_rate must be"),
