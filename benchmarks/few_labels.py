@@ -19,6 +19,7 @@ from typing import Any
 from _common import LABELS, describe_machine, minilm, rotten_tomatoes
 
 import lowft
+from lowft.few_shot_comparison import Arm
 
 _PRECISION = "float32"
 
@@ -68,7 +69,7 @@ def imdb() -> lowft.Rows:
 def _arm(strategies: list[lowft.Strategy], **settings: Any) -> Any:
     """Return what makes an arm of lowft from strategies and settings."""
 
-    def make(options: argparse.Namespace, length: int | None, pool: list[str]) -> lowft.Arm:  # noqa: ARG001
+    def make(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:  # noqa: ARG001
         def train(rows: lowft.Rows, seed: int) -> lowft.Trainer:
             config = lowft.TrainingConfig(
                 seed=seed, max_length=length, precision=options.precision, progress=False, **settings
@@ -82,7 +83,7 @@ def _arm(strategies: list[lowft.Strategy], **settings: Any) -> Any:
     return make
 
 
-def _self_training(options: argparse.Namespace, length: int | None, pool: list[str]) -> lowft.Arm:
+def _self_training(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:
     """Return an arm that learns its own answers on rows without labels."""
     teach = ARMS["lowft"](options, length, pool)
 
@@ -106,19 +107,17 @@ def _self_training(options: argparse.Namespace, length: int | None, pool: list[s
     return train
 
 
-def _setfit(options: argparse.Namespace, length: int | None, pool: list[str]) -> lowft.Arm:  # noqa: ARG001
+def _setfit(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:  # noqa: ARG001
     """Return SetFit with its own defaults."""
 
     def train(rows: lowft.Rows, seed: int) -> Any:
         from datasets import Dataset
-        from sentence_transformers import SentenceTransformer, models
+        from sentence_transformers import SentenceTransformer
         from setfit import SetFitModel, Trainer, TrainingArguments
-
-        body = models.Transformer(str(minilm()), max_seq_length=length or 256)
-        encoder = SentenceTransformer(
-            modules=[body, models.Pooling(body.get_word_embedding_dimension()), models.Normalize()]
-        )
         from sklearn.linear_model import LogisticRegression
+
+        encoder = SentenceTransformer(str(minilm()), device="cpu")  # which takes the mean over tokens by default
+        encoder.max_seq_length = length or 256
 
         model = SetFitModel(model_body=encoder, model_head=LogisticRegression(), labels=list(LABELS))
         dataset = Dataset.from_dict({"text": list(rows.texts), "label": list(rows.labels or ())})

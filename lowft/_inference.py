@@ -13,14 +13,13 @@ from lowft._progress import progress_bar
 from lowft.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     import numpy.typing as npt
     from torch import Tensor
 
     from lowft.data.batching import TokenizedRows
-    from lowft.models.prefix_cache import PrefixCache
 
 __all__ = ["autocast", "compute_logits", "evaluation_mode", "kept_modes", "logits_of", "logits_of_rows"]
 
@@ -75,12 +74,12 @@ def logits_of_rows(
     indices: npt.NDArray[np.int64],
     *,
     precision: str,
-    cache: PrefixCache | None,
+    serving: Callable[[dict[str, Tensor]], AbstractContextManager[Any]] | None,
 ) -> npt.NDArray[np.float32]:
     """Return the logits, `[indices, outputs]` in float32, of rows that go through the model as one batch."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     batch = rows.collate(indices.tolist()).to(device)
-    served = contextlib.nullcontext() if cache is None else cache.serving(indices.tolist())
+    served = contextlib.nullcontext() if serving is None else serving(batch.inputs)
     with autocast(precision, device), served:
         return logits_of(model(**batch.inputs)).float().cpu().numpy()
 
@@ -95,7 +94,7 @@ def compute_logits(
     share: tuple[int, int] = (0, 1),
     progress: bool | None = None,
     description: str = "predicting",
-    cache: PrefixCache | None = None,
+    serving: Callable[[dict[str, Tensor]], AbstractContextManager[Any]] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return the model's logits, `[rows, outputs]` in float32, for every row in order.
 
@@ -107,7 +106,7 @@ def compute_logits(
         share: The number of this process, and how many share the work.
         progress: Whether to show a progress bar; None decides by the terminal.
         description: Its label.
-        cache: Serves what the frozen lowest layers give, where they are cached.
+        serving: Given the inputs of a batch, returns the context in which cached layers are handed over.
     """
     rank, processes = share
     order = np.argsort(-rows.lengths, kind="stable")  # longest first: too long a batch fails at once
@@ -121,7 +120,7 @@ def compute_logits(
             waiting = [indices[start : start + most] for start in range(0, len(indices), most)]
             while waiting:
                 try:
-                    logits = logits_of_rows(model, rows, waiting[0], precision=precision, cache=cache)
+                    logits = logits_of_rows(model, rows, waiting[0], precision=precision, serving=serving)
                     found.append((waiting.pop(0), logits))
                     continue
                 except (RuntimeError, MemoryError) as error:

@@ -72,7 +72,10 @@ class Placement:
                 failure = error
         told = self.gather(None if failure is None else str(failure))[0]
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # in a circle with its traceback, it would keep files open that the caller closed
         if told is not None:
             raise CheckpointError(f"the main process failed: {told}")
 

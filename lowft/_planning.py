@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from lowft._memory import release_memory
 from lowft._peak import settle_memory
 from lowft._probing import Memory, eval_batches, longest_step, run_evaluation, run_steps, tokens_of, undone
 from lowft._randomness import seeded
-from lowft._stage_caches import StageCaches, fill_caches
+from lowft._stage_caches import StageCaches
 from lowft.data.batching import TokenizedRows
 from lowft.data.epochs import MicroBatch
 from lowft.planning import PlannedStage
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from lowft.config import TrainingConfig
     from lowft.loop import Loop
-    from lowft.models.prefix_cache import PrefixCache
     from lowft.stages import Stage
 
 __all__ = ["probe_stages"]
@@ -61,7 +59,6 @@ def probe_stages(
                 found.append(_Probe(loop, memory, index, max_length).measure())
             finally:
                 loop.caches.close()
-                loop.caches = StageCaches()
     return tuple(found)
 
 
@@ -96,25 +93,14 @@ class _Probe:
         eval_rows = None
         if loop.eval_rows is not None:
             eval_rows, batches = self._eval_part(loop.eval_rows, eval_chosen)
-        began = time.perf_counter()
-        loop.caches = fill_caches(
-            loop.attached,
-            loop.config,
-            loop.placement,
-            rows,
-            eval_rows,
-            precision=loop.kept.precision,
-            epochs=epochs,
-            evaluations=evaluations,
-        )
-        cache_seconds = time.perf_counter() - began
-        sides = [(loop.caches.train, lengths, rows), (loop.caches.evaluation, eval_lengths, eval_rows)]
-        cached: list[Any] = [side for side in sides if side[0] is not None]
-        if not cached:
-            cache_seconds = 0.0
-        else:
-            cache_seconds *= sum(_padded(whole) for _, whole, _ in cached) / sum(
-                _padded(part.lengths) for _, _, part in cached
+        loop.caches = StageCaches(loop.attached, loop.config, loop.placement, rows, eval_rows)
+        note = loop.caches.enter(loop.passes(), loop.kept.precision) or {}
+        sides = [(lengths, rows), (eval_lengths, eval_rows)]
+        cached: list[Any] = [(whole, part) for whole, part in sides if any(held is part for held in loop.caches.rows)]
+        cache_seconds = note.get("filling_seconds", 0.0)
+        if cached:
+            cache_seconds *= sum(_padded(whole) for whole, _ in cached) / sum(
+                _padded(part.lengths) for _, part in cached
             )
         self.memory.expect(loop, evaluations)
         seconds = run_steps(loop, rows, chosen)
@@ -128,7 +114,10 @@ class _Probe:
             run_evaluation(loop, eval_rows, batches, eval_lengths)
             peaks.append(self.memory.most())
             eval_seconds = run_evaluation(loop, eval_rows, batches, eval_lengths)
-        missing = sum(_missing_bytes(*side) for side in cached)
+        missing = 0
+        if cached:  # by how much a cache of all rows is larger than that of some
+            share = sum(whole.sum() for whole, _ in cached) / sum(part.lengths.sum() for _, part in cached)
+            missing = round(loop.caches.bytes_in_memory * (float(share) - 1))
         known = [peak + missing for peak in peaks if peak is not None]
         size = max(len(part.indices) for part in longest)
         return PlannedStage(
@@ -186,8 +175,3 @@ def _padded(lengths: npt.NDArray[np.int64]) -> int:
     ordered = np.sort(lengths)[::-1]
     batches = (ordered[start : start + _CACHED_TOGETHER] for start in range(0, len(ordered), _CACHED_TOGETHER))
     return sum(len(batch) * int(batch[0]) for batch in batches)
-
-
-def _missing_bytes(cache: PrefixCache, whole: npt.NDArray[np.int64], part: TokenizedRows) -> int:
-    """Return by how much a cache of all rows is larger than that of some."""
-    return round(cache.bytes * (float(whole.sum() / part.lengths.sum()) - 1))

@@ -161,7 +161,7 @@ def run_evaluation(
     began = time.perf_counter()
     with evaluation_mode(model):
         for indices in batches:
-            logits_of_rows(model, rows, indices, precision=loop.kept.precision, cache=loop.caches.evaluation)
+            logits_of_rows(model, rows, indices, precision=loop.kept.precision, serving=loop.caches.serving)
     _wait(loop)
     seconds = time.perf_counter() - began
     whole = sum(_padded(lengths, batch) for batch in _eval_order(lengths, loop.eval_batch_size))

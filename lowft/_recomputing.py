@@ -24,9 +24,9 @@ def recompute_activations_(model: Any) -> None:
             f"{type(model).__name__} does not: leave it out, or lower batch_size and raise gradient_accumulation_steps"
         )
     # Reentrant checkpoints would have no gradient where the embeddings are frozen.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def keep_activations_(model: Any) -> None:
     """Undo `recompute_activations_`."""
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()

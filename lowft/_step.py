@@ -49,7 +49,7 @@ def _try_step(loop: Loop, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[
     assert loop.forward is not None  # noqa: S101 - entered with the stage
     losses: list[Tensor] = []
     seen: list[tuple[Batch, Tensor]] = []
-    attached.model.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
+    loop.optimizer.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
     pieces = [piece for part, batch in collated for piece in halved(part, batch, loop.kept.halvings)]
     weights: Sequence[float | None] = [None] * len(pieces)
     if loop.train_rows.unlabelled:
@@ -59,7 +59,7 @@ def _try_step(loop: Loop, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[
         for index, (part, piece) in enumerate(pieces):
             batch = attached.on_batch(piece.to(loop.placement.device))
             with loop.placement.exchange(loop.forward, last=index == len(pieces) - 1):
-                with autocast(loop.kept.precision, loop.placement.device), loop.caches.serving(part.indices):
+                with autocast(loop.kept.precision, loop.placement.device), loop.caches.serving(batch.inputs):
                     outputs = loop.forward(**batch.inputs)
                 logits, labels = logits_of(outputs).float(), _labels(batch)
                 loss, row_losses = task_loss(
@@ -107,7 +107,8 @@ def _halve_or_raise(loop: Loop, rows: int, error: Exception) -> None:
 
 def _clip(loop: Loop) -> float:
     """Scale the gradients down to the norm allowed, and return the norm they had."""
-    parameters = list(loop.attached.model.parameters())
+    # All that ever train, without a walk through the model, which takes as long as a step of the head alone.
+    parameters = [parameter for group in loop.optimizer.param_groups for parameter in group["params"]]
     if loop.config.max_grad_norm is None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         return torch.nn.utils.get_total_norm(gradients).item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import TYPE_CHECKING
 
 from lowft._fitting import seconds_of_evaluation
@@ -24,7 +25,8 @@ class TimeLimit:
     """
 
     def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+        # A loop that nobody holds any more is to go at once, with its weights, and not when Python looks for circles.
+        self._loop: Loop = weakref.proxy(loop)
         self._deadline = math.inf
         self._slowest_step = self._before = 0.0
 

@@ -46,7 +46,7 @@ class Attached:
         self.strategy = strategy
         self.model = self.strategy.prepare_model(model)
         # Now that they are what they will be during the run: a strategy may have dropped layers, or added some.
-        self._trained_before = {name for name, value in self.model.named_parameters() if value.requires_grad}
+        self._trained_before = frozenset(name for name, value in self.model.named_parameters() if value.requires_grad)
         self.layers = _layers_if_any(self.model)
         self.stages = self.strategy.stages((stage,), self.model)
         self.state = State(self.model, self.stages[0], stages=self.stages)
@@ -96,8 +96,7 @@ class Attached:
         """Set what trains in a stage without telling the strategies: for a run that resumes inside it."""
         self.state.stage_index = index
         self.state.stage = self.stages[index]
-        names = self.state.stage.trainable
-        set_trainable_(self.model, self._trained_before if names is None else names)
+        set_trainable_(self.model, self.trained_in(self.state.stage))
         self.train()
 
     def train(self) -> None:
@@ -192,8 +191,11 @@ class Attached:
     @property
     def trained(self) -> frozenset[str]:
         """The names of all parameters that some stage trains."""
-        sets = (self._trained_before if stage.trainable is None else stage.trainable for stage in self.stages)
-        return frozenset().union(*sets)
+        return frozenset(name for stage in self.stages for name in self.trained_in(stage))
+
+    def trained_in(self, stage: Stage) -> frozenset[str]:
+        """Return the names of the parameters that a stage trains."""
+        return self._trained_before if stage.trainable is None else stage.trainable
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what must be saved beside model and optimizer: a JSON object and tensors."""

@@ -125,10 +125,10 @@ class TrainingConfig:
         overwrite_output_dir: Delete the checkpoints of another run in `output_dir`.
         save_steps: Optimizer steps between checkpoints; None saves after each evaluation.
         save_total_limit: Checkpoints kept; the newest verified one is never deleted.
-        prefix_cache: Compute what leaves the frozen lowest layers once for each row, and reuse it in later epochs and
-            evaluations of the stage. Losses agree with those without it to 1e-5 in float32.
-        prefix_cache_memory: Bytes that the cache may take in memory; what is larger goes to a file, in `output_dir` or
-            the system's folder for temporary files, which is removed afterwards.
+        prefix_cache: Compute what leaves the frozen lowest layers once for each distinct row, and reuse it in later
+            epochs, evaluations and stages. Losses agree with those without it to 1e-5 in float32.
+        prefix_cache_memory: Bytes that the caches of all processes may take in memory; what is larger goes to a file,
+            in `output_dir` or the system's folder for temporary files, which is removed afterwards.
         progress: Whether to show progress bars; None shows them in terminals and notebooks.
 
     Raises:

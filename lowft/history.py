@@ -33,7 +33,7 @@ class History(Sequence[dict[str, Any]]):
     | `"train"` | `loss`, `learning_rate`, `grad_norm`, `rows` |
     | `"evaluate"` | `eval_loss`, `eval_accuracy`, … |
     | `"stage"` | `trainable_parameters`, `decision`, `reason`, `peak_memory_bytes`: at the end of a stage |
-    | `"note"` | `message` |
+    | `"note"` | `message`; of cached layers also `cached_bytes`, `filling_seconds`, and in the end `hit_rate` |
 
     Every record also holds `event`, `step` (optimizer steps so far), `stage`, `stage_name`, `epoch` and
     `seconds` (since the run began). Records that are handed out are copies.

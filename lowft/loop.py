@@ -18,7 +18,7 @@ from lowft._peak import PEAK, PeakMemory
 from lowft._precision import faster_precision
 from lowft._randomness import seeded
 from lowft._recomputing import keep_activations_
-from lowft._stage_caches import StageCaches, fill_caches
+from lowft._stage_caches import Passes, StageCaches
 from lowft._step import train_step
 from lowft._time_limit import TimeLimit
 from lowft.checkpoint import load_tensors_, model_tensors
@@ -81,7 +81,7 @@ class Loop:
         self.finished = False
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
         self.forward: torch.nn.Module | None = None
-        self.caches = StageCaches()
+        self.caches = StageCaches(attached, config, placement, train_rows, eval_rows)
         self.peak = PeakMemory(placement.device)
         self.limit = TimeLimit(self)
 
@@ -142,6 +142,7 @@ class Loop:
 
     def finish(self) -> None:
         """Make the model what will be deployed, which ends the run; a second call changes nothing."""
+        self.caches.close()
         quantizes = any("precision" in part.contract.provides for part in self.attached.strategy.strategies)
         if quantizes and not self.finished:
             self.unquantized = unrounded_copy(self.attached.model)
@@ -163,7 +164,7 @@ class Loop:
             share=(self.placement.rank, self.placement.processes),
             progress=self.config.progress if self.placement.is_main else False,
             description="evaluating",
-            cache=self.caches.evaluation,
+            serving=self.caches.serving,
         )
         labels: Any = self.eval_rows.labels
 
@@ -251,19 +252,17 @@ class Loop:
                     break
 
     def _fill_caches(self) -> None:
-        state = self.attached.state
-        self.caches = fill_caches(
-            self.attached,
-            self.config,
-            self.placement,
-            self.train_rows,
-            self.eval_rows,
-            precision=self.kept.precision,
-            epochs=state.stage_steps / self.steps_per_epoch,
-            evaluations=state.stage_steps / self.evaluate_every,
-        )
-        if state.stage_step == 0:
-            self._note(self.caches.note)
+        note = self.caches.enter(self.passes(), self.kept.precision)
+        if note is not None and self.attached.state.stage_step == 0:
+            self.record("note", **note)
+
+    def passes(self) -> list[Passes]:
+        """Return how often the rows pass through the model in each stage, as planned."""
+        found = []
+        for stage in self.attached.stages:
+            steps, epoch = self.planned_steps(stage), self.planned_steps_per_epoch(stage)
+            found.append(Passes(steps / epoch, steps / (self.config.eval_steps or epoch)))
+        return found
 
     def _measure_peak(self) -> None:
         most = self.peak.bytes
@@ -325,8 +324,9 @@ class Loop:
 
     def _end_stage(self) -> None:
         """Return to the best weights, ask the gates, undo the stage if they say so."""
-        self.caches.close()
-        self.caches = StageCaches()
+        note = self.caches.leave()
+        if note is not None:
+            self.record("note", **note)
         metrics = self.kept.last_metrics
         if self.kept.best:
             load_tensors_(self.attached.model, self.kept.best, "the best weights", partial=True)

@@ -8,6 +8,7 @@ The loop, drawn once, with every hook marked `←`. The Trainer, `lowft.attach` 
     for stage in stages:
         what trains is set: everything outside `stage.trainable` is frozen
         on_stage_start(state)             ←
+        recurring(dataset)                ← the rows that the batches hold again and again: frozen layers run once
         for step in stage:
             on_examples(examples, rng)    ← raw rows, as a batch is collated (may run in a worker process)
             on_batch(batch, state)        ← tensors on their device
@@ -135,6 +136,15 @@ class Strategy(ABC):
         """Return the stages, perhaps split, narrowed or with other settings."""
         return stages
 
+    def recurring(self, dataset: Rows) -> Rows | None:
+        """Return the rows that batches hold again and again, with what `on_examples` and `on_batch` make of them.
+
+        Frozen layers are computed once for each of them. None where no row comes twice as it was, which is assumed of a
+        strategy that changes rows and does not say otherwise.
+        """
+        changed = type(self).on_examples is not Strategy.on_examples or type(self).on_batch is not Strategy.on_batch
+        return None if changed else dataset
+
     def on_stage_start(self, state: State) -> None:
         """Act when a stage begins and what trains has been set."""
 
@@ -180,6 +190,14 @@ class Chain(Strategy):
     def stages(self, stages: tuple[Stage, ...], model: torch.nn.Module) -> tuple[Stage, ...]:
         """Return the stages that remain after every strategy has shaped them."""
         return self._fold("stages", stages, model)
+
+    def recurring(self, dataset: Rows) -> Rows | None:
+        """Return the rows that come again and again after every strategy; None where one of them leaves none."""
+        rows: Rows | None = dataset
+        for strategy in self.strategies:
+            with _blame(strategy, "recurring", ()):
+                rows = None if rows is None else strategy.recurring(rows)
+        return rows
 
     def on_stage_start(self, state: State) -> None:
         """Tell every strategy that a stage begins."""

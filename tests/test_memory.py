@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,3 +180,17 @@ def test_halves_hold_every_row_once(rows: int, copies: int, times: int) -> None:
     assert all(part.share == pytest.approx(0.25 * len(piece) / len(batch)) for part, piece in pieces)
     if copies == 1:
         assert [index for part, _ in pieces for index in part.indices] == list(range(rows))
+
+
+def test_a_run_that_nobody_holds_is_gone_at_once() -> None:
+    """Weights and copies of them do not wait for Python to look for circles of references."""
+    trainer = tiny_trainer(strategies=[PartialFreeze(top=1)])
+    trainer.fit()
+    seen: list[weakref.ref[Any]] = [weakref.ref(found) for found in (trainer, trainer._loop, trainer._loop.attached)]
+    gc.collect()
+    gc.disable()
+    try:
+        del trainer
+        assert [reference() for reference in seen] == [None, None, None]
+    finally:
+        gc.enable()

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from lowft.augment import RandomSwap
 from lowft.config import TrainingConfig
 from lowft.data import read_rows
 from lowft.data.batching import Batch, TokenizedRows, accepted_inputs
 from lowft.errors import ModelError
 from lowft.models import find_layers, freeze_
-from lowft.models.prefix_cache import PrefixCache, frozen_blocks
+from lowft.models.prefix_cache import Filling, PrefixCache, cache_prefix, prefix_digest
+from lowft.stages import Stage
 from lowft.state import State
-from lowft.strategies import LayerwiseUnfreeze, PartialFreeze, Unfreeze
+from lowft.strategies import Augment, LayerwiseUnfreeze, PartialFreeze, Unfreeze
 from lowft.strategy import Contract, Strategy
 from lowft.trainer import Trainer
 from tests.strategy_cases import tiny_rows
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 ROWS = tiny_rows(30)
-CACHED = [arch for arch in ARCHITECTURES if arch != "t5"]
 
 
-def tokenized(model: torch.nn.Module, arch: str, side: str = "right") -> TokenizedRows:
-    """Return the rows of this module with the tokens that a model takes."""
+def tokenized(
+    model: torch.nn.Module, arch: str, side: str = "right", texts: Sequence[str] = ROWS["text"]
+) -> TokenizedRows:
+    """Return rows, those of this module if none are given, with the tokens that a model takes."""
     tokenizer = tiny_tokenizer(arch)
     tokenizer.padding_side = side
-    labels = np.zeros(len(ROWS["text"]), dtype=np.int64)
-    return TokenizedRows(read_rows(ROWS), tokenizer, labels, 64, accepted_inputs(model, tokenizer))
+    return TokenizedRows(read_rows(list(texts)), tokenizer, None, 64, accepted_inputs(model, tokenizer))
 
 
 def run(arch: str, strategies: Sequence[Strategy], *, cache: bool, **settings: Any) -> Trainer:
@@ -65,29 +72,130 @@ def assert_same_losses(one: Trainer, other: Trainer) -> None:
         assert np.allclose(left, right, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", CACHED)
-@pytest.mark.parametrize("top", [0, 1])
-def test_a_served_batch_gives_the_same_logits(arch: str, top: int) -> None:
-    """Any batch of cached rows, in any order, gives the logits of the whole model; afterwards the model is itself."""
+def logits(model: Any, inputs: dict[str, Tensor], cache: PrefixCache | None = None) -> Tensor:
+    """Return a model's logits, with what is cached or without."""
+    with torch.no_grad(), contextlib.nullcontext() if cache is None else cache.serving(inputs):
+        return model(**inputs).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_served_batch_gives_the_same_logits(arch: str) -> None:
+    """At every depth, filled in one pass, batches in any order give the whole model's logits, and leave it itself."""
     model = tiny_model(arch)
     layers = find_layers(model)
-    freeze_(model, top=top)
-    blocks = frozen_blocks(model, layers)
-    if blocks == 0:  # ALBERT's one shared block trains
-        assert layers.shared
-        return
+    depths = range(layers.num_blocks, -1, -1)
+    assert len(depths) == {"albert": 2, "t5": 7}.get(arch, 4)
     rows = tokenized(model, arch)
-    cache = PrefixCache(model, layers, blocks, rows)
-    for indices in ([4, 0, 17], [29, 3], [8]):
-        inputs = rows.collate(indices).inputs
-        with torch.no_grad():
-            plain = model(**inputs).logits
-            with cache.serving(indices):
-                served = model(**inputs).logits
-            again = model(**inputs).logits
-        assert torch.allclose(plain, served, atol=1e-5)
-        assert torch.equal(plain, again)
+    caches = cache_prefix(model, layers, depths, [rows])
+    assert list(caches) == list(depths)
+    for depth, cache in caches.items():
+        for indices in ([4, 0, 17], [29, 3], [8]):
+            inputs = rows.collate(indices).inputs
+            plain = logits(model, inputs)
+            assert torch.allclose(plain, logits(model, inputs, cache), atol=1e-5), depth
+            assert torch.equal(plain, logits(model, inputs))
+            with cache.serving(inputs) as served:
+                assert served == len(indices)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_head_alone_needs_one_token_of_a_row(arch: str) -> None:
+    """Above the last block these heads read one token, so no more is kept, and no lower layer runs."""
+    model = tiny_model(arch)
+    layers = find_layers(model)
+    rows = tokenized(model, arch)
+    cache = cache_prefix(model, layers, [layers.num_blocks], [rows])[layers.num_blocks]
+    assert cache.bytes == len(rows) * 32 * 4
+    ran: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{block}.") for block in layers.blocks):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    logits(model, rows.collate([1, 2]).inputs, cache)
+    assert not ran
+    logits(model, rows.collate([1, 2]).inputs)
+    assert ran
+
+
+def test_all_tokens_are_kept_for_a_head_that_reads_them() -> None:
+    """A head that takes the mean of all tokens gets all of them."""
+    model = tiny_model("distilbert")
+    rows = tokenized(model, "distilbert")
+
+    class Mean(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body: Any = model.distilbert
+            self.head = torch.nn.Linear(32, 2)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            states = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            mask = attention_mask.unsqueeze(-1).float()
+            return self.head((states * mask).sum(dim=1) / mask.sum(dim=1))  # type: ignore[no-any-return]
+
+    pooled = Mean().eval()
+    cache = cache_prefix(pooled, find_layers(pooled), [3], [rows])[3]
+    assert cache.bytes == int(rows.lengths.sum()) * 32 * 4
+    inputs = rows.collate([4, 0, 17]).inputs
+    with torch.no_grad(), cache.serving(inputs):
+        served = pooled(**inputs)
+    assert torch.allclose(served, pooled(**inputs), atol=1e-5)
+
+
+def test_rows_that_are_not_known_are_computed() -> None:
+    """Known rows and others in one batch, changed ones among them, give the whole model's logits."""
+    model = tiny_model("t5")
+    layers = find_layers(model)
+    rows = tokenized(model, "t5")
+    for depth, cache in cache_prefix(model, layers, [6, 4, 2], [rows]).items():
+        inputs = rows.collate([4, 0, 17, 5]).inputs
+        ids = inputs["input_ids"].clone()
+        ids[1:3, 1] = 9
+        inputs["input_ids"] = ids
+        assert torch.allclose(logits(model, inputs), logits(model, inputs, cache), atol=1e-5), depth
+        with cache.serving(inputs) as served:
+            assert served == 2
+
+
+def test_rows_with_the_same_tokens_share_an_entry() -> None:
+    """Each distinct input is computed and kept once, whichever rows it stands in."""
+    model = tiny_model("bert")
+    rows = tokenized(model, "bert")
+    twice = tokenized(model, "bert", texts=[*ROWS["text"], *ROWS["text"][:7]])
+    layers = find_layers(model)
+    one, other = (cache_prefix(model, layers, [2], tables)[2] for tables in ([rows], [twice, rows]))
+    assert len(one) == len(other) == len(set(ROWS["text"]))
+    assert one.bytes == other.bytes
+
+
+def test_a_digest_tells_weights_apart() -> None:
+    """It changes with any weight of the prefix, and with none above."""
+    model = tiny_model("bert")
+    layers = find_layers(model)
+    before = prefix_digest(model, layers, 2)
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            kept = parameter.clone()
+            parameter.view(-1)[-1] += 1e-3
+            assert (prefix_digest(model, layers, 2) == before) == (layers.depths[name] > 2), name
+            parameter.copy_(kept)
+    assert prefix_digest(model, layers, 2) == before
+
+
+def test_a_deeper_cache_starts_from_a_shallower_one() -> None:
+    """What is known at a lower depth is not run again, and the bits are the same."""
+    model = tiny_model("bert")
+    layers = find_layers(model)
+    rows = tokenized(model, "bert")
+    base = cache_prefix(model, layers, [1], [rows])[1]
+    plain = cache_prefix(model, layers, [2], [rows])[2]
+    ran: list[int] = []
+    model.get_submodule(f"{layers.blocks[0]}.attention").register_forward_hook(lambda *_: ran.append(0))
+    cache = cache_prefix(model, layers, [2], [rows], base=base)[2]
+    examined = 2  # on a few rows, with and without what is caught
+    assert len(ran) == examined + 1
+    inputs = rows.collate([4, 0, 17]).inputs
+    assert torch.equal(logits(model, inputs, cache), logits(model, inputs, plain))
 
 
 def test_the_comparison_can_fail() -> None:
@@ -95,27 +203,27 @@ def test_the_comparison_can_fail() -> None:
     model = tiny_model("bert")
     freeze_(model, top=0)
     rows = tokenized(model, "bert")
-    cache = PrefixCache(model, find_layers(model), 3, rows)
+    cache = cache_prefix(model, find_layers(model), [3], [rows])[3]
     alike = [np.flatnonzero(rows.lengths == length).tolist() for length in set(rows.lengths.tolist())]
     first, second = next(indices[:2] for indices in alike if len(indices) > 1)
     inputs = rows.collate([first]).inputs
-    with torch.no_grad():
-        plain = model(**inputs).logits
-        with cache.serving([second]):
-            served = model(**inputs).logits
-    assert not torch.allclose(plain, served, atol=1e-5)
+    with torch.no_grad(), cache.serving(rows.collate([second]).inputs):
+        served = model(**inputs).logits
+    assert not torch.allclose(logits(model, inputs), served, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", CACHED)
-def test_training_with_the_cache_is_the_same_training(arch: str) -> None:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("top", [0, 1])
+def test_training_with_the_cache_is_the_same_training(arch: str, top: int) -> None:
     """With dropout on, every loss and the final model's logits agree with and without the cache.
 
     Weights are compared through logits: AdamW turns rounding into steps where a gradient is zero but for rounding, as
     that of an attention key's bias is, which no output depends on.
     """
-    strategies = [PartialFreeze(top=0 if arch == "albert" else 1)]
-    with_cache, without = run(arch, strategies, cache=True), run(arch, strategies, cache=False)
-    assert "training rows cached" in notes(with_cache)[0]
+    strategies = [PartialFreeze(embeddings=False) if (arch, top) == ("albert", 1) else PartialFreeze(top=top)]
+    with_cache, without = (run(arch, strategies, cache=cache, epochs=2) for cache in (True, False))
+    assert "distinct rows cached" in notes(with_cache)[0]
+    assert notes(with_cache)[1].startswith("100.0% of the rows came from the cache")
     assert not notes(without)
     assert_same_losses(with_cache, without)
     assert np.allclose(with_cache.predict_proba(ROWS), without.predict_proba(ROWS), atol=1e-5)
@@ -125,7 +233,10 @@ def test_each_stage_has_its_own_cache() -> None:
     """Staged unfreezing caches what is frozen in each stage, and nothing where nothing is."""
     strategies = [LayerwiseUnfreeze((Unfreeze(top=0), Unfreeze(top=1), Unfreeze(top="all")))]
     with_cache, without = run("bert", strategies, cache=True), run("bert", strategies, cache=False)
-    assert [note.split(":")[0] for note in notes(with_cache)] == ["3 frozen blocks", "2 frozen blocks"]
+    first, _, second, _ = notes(with_cache)
+    assert first.startswith("3 frozen blocks: 5.38 kB of 42 distinct rows cached")
+    assert second.startswith("2 frozen blocks: ")
+    assert "distinct rows kept from an earlier stage" in second
     assert [r["decision"] for r in with_cache.history.filter("stage")] == ["continue", "continue", "end"]
     assert_same_losses(with_cache, without)
 
@@ -150,20 +261,26 @@ def test_a_resumed_run_serves_the_same_bits(tmp_path: Path) -> None:
 def test_a_large_cache_is_a_file_that_leaves_nothing_behind(tmp_path: Path) -> None:
     """Beyond the limit the states are mapped from a file, which has no name even while it is used."""
     model = tiny_model("bert")
-    freeze_(model, top=1)
+    layers = find_layers(model)
     rows = tokenized(model, "bert")
-    in_memory = PrefixCache(model, find_layers(model), 2, rows)
-    on_disk = PrefixCache(model, find_layers(model), 2, rows, memory_limit=0, folder=tmp_path)
+    in_memory = cache_prefix(model, layers, [2], [rows])[2]
+    on_disk = cache_prefix(model, layers, [2], [rows], Filling(memory_limit=0, folder=tmp_path))[2]
     assert in_memory.in_memory
     assert not on_disk.in_memory
     assert on_disk.bytes == in_memory.bytes == int(rows.lengths.sum()) * 32 * 4
     assert not list(tmp_path.iterdir())
     inputs = rows.collate([2, 7]).inputs
-    logits = []
-    for cache in (in_memory, on_disk):
-        with torch.no_grad(), cache.serving([2, 7]):
-            logits.append(model(**inputs).logits)
-    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits(model, inputs, in_memory), logits(model, inputs, on_disk))
+
+
+def test_space_is_written_where_it_cannot_be_reserved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without posix_fallocate, as on macOS, the file is filled before it is mapped."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    model = tiny_model("bert")
+    rows = tokenized(model, "bert")
+    cache = cache_prefix(model, find_layers(model), [2], [rows], Filling(memory_limit=0, folder=tmp_path))[2]
+    inputs = rows.collate([2, 7]).inputs
+    assert torch.allclose(logits(model, inputs), logits(model, inputs, cache), atol=1e-5)
 
 
 def test_a_full_disk_means_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -179,33 +296,124 @@ def test_a_full_disk_means_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert trainer.finished
 
 
+def test_a_disk_that_fills_holds_what_it_can(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where there is room for a part of the rows, these are served, the others computed, and the history says so."""
+    room = os.posix_fallocate
+
+    def nearly_full(descriptor: int, offset: int, length: int) -> None:
+        if length > 30_000:
+            raise OSError(28, "No space left on device")
+        room(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", nearly_full)
+    settings: dict[str, Any] = {"prefix_cache_memory": 0, "output_dir": tmp_path, "epochs": 2}
+    trainer = run("bert", [PartialFreeze(top=1)], cache=True, **settings)
+    filled, brought = trainer.history.filter("note")
+    assert "the disk has no room for the other" in filled["message"]
+    assert 10_000 < filled["cached_bytes"] <= 30_000
+    assert 0.3 < brought["hit_rate"] < 0.9
+    assert not [path for path in tmp_path.iterdir() if "prefix" in path.name]
+    assert_same_losses(trainer, run("bert", [PartialFreeze(top=1)], cache=False, epochs=2))
+
+
+def test_no_more_than_half_of_the_disk_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The rest is for checkpoints."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20_000))
+    model = tiny_model("bert")
+    rows = tokenized(model, "bert")
+    cache = cache_prefix(model, find_layers(model), [2], [rows], Filling(memory_limit=0, folder=tmp_path))[2]
+    assert 9_000 < cache.bytes <= 10_000
+    assert 0 < len(cache) < len(rows)
+
+
+def test_embeddings_are_cached_in_memory_or_not_at_all() -> None:
+    """They are looked up faster than a disk is read."""
+    note = notes(run("bert", [PartialFreeze(embeddings=False)], cache=True, epochs=2))[0]
+    assert note == "frozen embeddings: 44.3 kB of 42 distinct rows cached"
+    strategies = [PartialFreeze(embeddings=False)]
+    (note,) = notes(run("bert", strategies, cache=True, epochs=2, prefix_cache_memory=1000))
+    assert note.startswith("frozen layers not cached: the embeddings take more than prefix_cache_memory")
+
+
+def test_stages_that_follow_share_one_pass() -> None:
+    """What later stages need is kept while the first one's cache is filled, also for stages of a single epoch."""
+    strategies = [Stages((0, 1, 1, 2))]
+    trainer = run("bert", strategies, cache=True, epochs=1)
+    filled = [record for record in trainer.history.filter("note") if "cached_bytes" in record]
+    assert [record["message"].partition(":")[0] for record in filled] == [
+        "3 frozen blocks", "2 frozen blocks", "2 frozen blocks", "1 frozen blocks",
+    ]  # fmt: skip
+    assert all("kept from an earlier stage" in record["message"] for record in filled[1:])
+    assert_same_losses(trainer, run("bert", strategies, cache=False, epochs=1))
+
+
+def test_weights_that_moved_are_not_served() -> None:
+    """A later stage with more frozen blocks than an earlier one gets a cache of the weights as they are then."""
+    stages = Stages((0, 2, 0))
+    with_cache, without = (run("bert", [stages], cache=cache, epochs=2) for cache in (True, False))
+    filled = [record["message"] for record in with_cache.history.filter("note") if "cached_bytes" in record]
+    assert [message.partition(":")[0] for message in filled] == [
+        "3 frozen blocks", "1 frozen blocks", "3 frozen blocks",
+    ]  # fmt: skip
+    assert "kept" in filled[1]
+    assert "kept" not in filled[2]
+    assert_same_losses(with_cache, without)
+
+
+@pytest.mark.parametrize("step", [3, 9, 20])
+def test_a_resumed_stage_serves_the_same_bits(step: int, tmp_path: Path) -> None:
+    """Also where the run that was stopped had filled the stage's cache in an earlier stage's pass."""
+    strategies = [LayerwiseUnfreeze((Unfreeze(top=0), Unfreeze(top=1), Unfreeze(top=2)))]
+    settings: dict[str, Any] = {"cache": True, "epochs": 1, "output_dir": tmp_path}
+    whole = run("bert", strategies, save_steps=1, save_total_limit=99, **settings)
+    config = dataclasses.replace(whole.config, save_steps=99)
+    rows, tokenizer = tiny_rows(12, seed=5), tiny_tokenizer("bert")
+    again = Trainer(tiny_model("bert"), ROWS, rows, strategies=strategies, tokenizer=tokenizer, config=config)
+    again.fit(resume_from_checkpoint=tmp_path / f"checkpoint-{step}")
+    for (name, one), other in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert notes(again)[-1] == notes(whole)[-1]
+
+
+def test_copies_are_computed_and_their_rows_served() -> None:
+    """Under augmentation half of a batch is known, and the losses are those without a cache."""
+    strategies = [Augment([RandomSwap()]), PartialFreeze(top=1)]
+    with_cache, without = (run("bert", strategies, cache=cache, epochs=2) for cache in (True, False))
+    assert "rows that Augment makes anew are computed" in notes(with_cache)[0]
+    rate = with_cache.history.filter("note")[1]["hit_rate"]
+    assert 0.5 < rate < 0.9  # all of the validation rows, about half of a training batch
+    assert_same_losses(with_cache, without)
+
+
 def test_padding_on_the_left_is_refused() -> None:
     """On the left, positions depend on the batch, so states cannot be reused; the message says what to do."""
     model = tiny_model("llama")
-    freeze_(model, top=0)
     with pytest.raises(ModelError, match="padding_side = 'right'"):
-        PrefixCache(model, find_layers(model), 3, tokenized(model, "llama", side="left"))
+        cache_prefix(model, find_layers(model), [3], [tokenized(model, "llama", side="left")])
 
 
 def test_a_closed_cache_says_so() -> None:
     """A cache that was closed cannot serve."""
     model = tiny_model("bert")
-    freeze_(model, top=0)
-    cache = PrefixCache(model, find_layers(model), 3, tokenized(model, "bert"))
+    rows = tokenized(model, "bert")
+    cache = cache_prefix(model, find_layers(model), [3], [rows])[3]
     cache.close()
-    with pytest.raises(RuntimeError, match="closed"), cache.serving([0]):
+    with pytest.raises(RuntimeError, match="closed"), cache.serving(rows.collate([0]).inputs):
         pass
 
 
-def test_t5_trains_without_a_cache() -> None:
-    """T5's blocks hand each other a position bias: the cache refuses, and the Trainer goes on without."""
-    trainer = run("t5", [PartialFreeze(top=1)], cache=True)
-    assert "more than hidden states" in notes(trainer)[0]
-    assert trainer.finished
-    model = tiny_model("t5")
-    freeze_(model, top=1)
-    with pytest.raises(ModelError, match="T5ForSequenceClassification"):
-        PrefixCache(model, find_layers(model), 2, tokenized(model, "t5"))
+@dataclass(frozen=True)
+class Stages(Strategy):
+    """Stages that train the head and so many of the highest blocks, in any order."""
+
+    tops: tuple[int, ...] = ()
+
+    def stages(self, stages: tuple[Stage, ...], model: torch.nn.Module) -> tuple[Stage, ...]:
+        depths = find_layers(model).depths
+        return tuple(
+            Stage(name=str(index), trainable=frozenset(name for name, depth in depths.items() if depth > 3 - top))
+            for index, top in enumerate(self.tops)
+        )
 
 
 @dataclass(frozen=True)
@@ -222,7 +430,7 @@ class _LooksInside(Strategy):
 
 
 def test_rows_that_a_strategy_changes_are_not_served() -> None:
-    """Where a strategy changes the training rows only the validation rows are cached, and the result is right."""
+    """Where a strategy changes all training rows only the validation rows are cached, and the result is right."""
     strategies = [_ChangesTokens(), PartialFreeze(top=1)]
     with_cache, without = run("bert", strategies, cache=True), run("bert", strategies, cache=False)
     assert "training rows not cached, since _ChangesTokens changes them" in notes(with_cache)[0]
@@ -234,9 +442,9 @@ def test_a_strategy_can_forbid_the_cache() -> None:
     assert "_LooksInside needs them" in notes(run("bert", [_LooksInside(), PartialFreeze(top=1)], cache=True))[0]
 
 
-@pytest.mark.parametrize("strategies", [[], [PartialFreeze(embeddings=False)], [PartialFreeze(biases_only=True)]])
-def test_nothing_is_cached_where_no_block_is_frozen(strategies: list[Strategy]) -> None:
-    """Without a frozen lowest block there is nothing to cache and nothing to say."""
+@pytest.mark.parametrize("strategies", [[], [PartialFreeze(biases_only=True)]])
+def test_nothing_is_cached_where_nothing_below_is_frozen(strategies: list[Strategy]) -> None:
+    """Without frozen embeddings there is nothing to cache and nothing to say."""
     assert not notes(run("bert", strategies, cache=True))
 
 

@@ -98,6 +98,15 @@ def test_two_processes_record_what_one_would(name: str, one: Read, two: Read) ->
     assert first.get("metrics") == alone.get("metrics")
 
 
+def test_processes_fill_one_cache_together(two: Read) -> None:
+    """Each computes a share of what the frozen layers give, and is served all of it, in both stages that freeze any."""
+    notes = [record for record in two("staged", 0)[1]["records"] if record["event"] == "note"]
+    assert [note["message"].partition(":")[0] for note in notes if "cached_bytes" in note] == [
+        "3 frozen blocks", "2 frozen blocks",
+    ]  # fmt: skip
+    assert [note["hit_rate"] for note in notes if "hit_rate" in note] == [1, 1]
+
+
 def test_the_stages_change_what_trains(two: Read) -> None:
     """Two processes went through all three stages, each of which trained more than the one before."""
     stages = [record for record in two("staged", 0)[1]["records"] if record["event"] == "stage"]

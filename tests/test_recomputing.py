@@ -68,7 +68,7 @@ def test_blocks_run_again() -> None:
     block.register_forward_pre_hook(lambda module, _: calls.append(module.training))
     trainer.fit()
     assert calls == [True, True]
-    assert not trainer.model.is_gradient_checkpointing
+    assert not trainer.model.is_activation_checkpointing
 
 
 @pytest.mark.parametrize("arch", UNABLE)

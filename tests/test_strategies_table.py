@@ -71,7 +71,7 @@ def contents(checkpoint: Path) -> dict[str, Any]:
     found["state.json"] = read_json(checkpoint / "state.json")
     del found["state.json"]["kept"]["seconds"], found["state.json"]["kept"]["measured"]
     found["history"] = [
-        {key: value for key, value in record.items() if key not in {"seconds", "peak_memory_bytes"}}
+        {key: value for key, value in record.items() if key != "peak_memory_bytes" and not key.endswith("seconds")}
         for record in json.loads((checkpoint / "history.json").read_text())
     ]
     return found

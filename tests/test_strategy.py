@@ -198,6 +198,26 @@ def test_a_hook_may_not_leave_nothing(hook: str, nothing: Any) -> None:
         getattr(chain(raising(hook, lambda: nothing)), hook)(*HOOKS[hook])
 
 
+def test_rows_recur_where_no_strategy_changes_them() -> None:
+    """One that changes rows leaves none that come twice, unless it says which; a chain asks all."""
+    rows, more = Rows(("a",)), Rows(("a", "b"))
+
+    @dataclass(frozen=True)
+    class Changes(Strategy):
+        def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:
+            return examples
+
+    @dataclass(frozen=True)
+    class Knows(Changes):
+        def recurring(self, dataset: Rows) -> Rows:
+            return more
+
+    assert PartialFreeze(top=1).recurring(rows) is rows
+    assert Changes().recurring(rows) is None
+    assert chain(PartialFreeze(top=1), Knows()).recurring(rows) is more
+    assert chain(Changes(), Knows()).recurring(rows) is None
+
+
 def test_what_is_no_strategy_is_refused() -> None:
     """A class, a list and any other object are refused with what to write instead."""
     with pytest.raises(ConfigError, match=r"PartialFreeze is the class; write PartialFreeze\(\.\.\.\)"):

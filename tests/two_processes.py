@@ -42,8 +42,10 @@ class Found:
     def keep(self, name: str, trainer: Trainer, **values: Any) -> None:
         """Write a run's weights, records and further values."""
         write_tensors(self.folder / f"{name}-{RANK}.safetensors", weights(trainer))
-        measured = {"seconds", "peak_memory_bytes"}
-        records = [{key: value for key, value in record.items() if key not in measured} for record in trainer.history]
+        records = [
+            {key: value for key, value in record.items() if key != "peak_memory_bytes" and not key.endswith("seconds")}
+            for record in trainer.history
+        ]
         write_json(self.folder / f"{name}-{RANK}.json", {"records": records, **values})
 
 

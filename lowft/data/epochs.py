@@ -104,7 +104,7 @@ def halved(part: MicroBatch, batch: Batch, times: int) -> list[tuple[MicroBatch,
     pieces = batch.split(2**times)
     if len(pieces) == 1:
         return [(part, batch)]
-    # With copies among them, the pieces hold other rows than the indices say, and nothing is cached by index.
+    # With copies among them, the pieces hold other rows than the indices say.
     ends = np.cumsum([len(piece) for piece in pieces])[:-1]
     own = np.split(np.array(part.indices), ends) if len(part.indices) == len(batch) else None
     return [

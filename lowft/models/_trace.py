@@ -29,7 +29,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call] # its __init_su
         self.order: list[str] = []  # every block entered, in turn; empty if not all of them were
         self.inside: set[nn.Parameter] = set()  # parameters used within a block
         self.outside: dict[nn.Parameter, set[int]] = {}  # blocks entered before each use that is outside them
-        self.plain: dict[str, int] = {}  # the same for modules without parameters: the last use
+        self.plain: dict[str, int] = {}  # the same for modules without parameters: the first use
         self._open = 0
         self._run(model)
         if set(self.order) != set(blocks):  # the model stopped early: half a story would mislead
@@ -82,7 +82,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call] # its __init_su
 
     def _watch_plain(self, name: str, module: nn.Module) -> RemovableHandle:
         def note(*_: Any) -> None:
-            self.plain[name] = len(self.order)
+            self.plain.setdefault(name, len(self.order))
 
         return module.register_forward_pre_hook(note)
 

@@ -39,8 +39,8 @@ class Layers:
         shared: Blocks run more than once in a forward pass, because they share weights (ALBERT).
         depths: The depth of every parameter.
         tied: Where one parameter has several names, the depth at which each of these names is used.
-        plain: The depth of modules that hold no parameters and run outside the blocks (dropout, activations);
-            empty if the model could not be run.
+        plain: The depth at which modules that hold no parameters and run outside the blocks (dropout, activations)
+            first run: T5's dropout runs below the blocks and above them. Empty if the model could not be run.
 
     A parameter that hangs directly on a module which spans several depths is listed by its own name in
     `embeddings` or `head`.

@@ -16,6 +16,7 @@ from lowft._settings import check_choice, check_real, check_whole
 from lowft.augment import Augmenter
 from lowft.augment.bank import VariantBank, change, is_empty
 from lowft.consistency import Annealing, consistency_loss, first_of_row, signal_threshold, task_of
+from lowft.data.rows import Rows
 from lowft.errors import ConfigError, TrainingError
 from lowft.strategy import Contract, Strategy
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowft.data.batching import Batch, BatchRandom, Example
-    from lowft.data.rows import Rows
     from lowft.state import State
 
 __all__ = ["Augment"]
@@ -38,8 +38,8 @@ class Augment(Strategy):
     Copies are fresh in every epoch. A copy is a function of (seed, stage, epoch, row) alone: the same for any number of
     worker processes, and after a resume. Copies that come back empty, equal to their row or to one another are left
     out, for they would add nothing. The loss is the mean over originals and copies, so a row with copies weighs more
-    than one without. Where rows are pairs, both texts are changed. Layers that are frozen are run for training rows in
-    every epoch, since the copies differ; of validation rows they are cached as ever.
+    than one without. Where rows are pairs, both texts are changed. Frozen layers are run for fresh copies in every
+    epoch, since these differ; what they give of the rows themselves, and of the copies in a bank, is cached.
 
     A copy has its row's label. With `consistency`, the model is also to answer a copy as it answers the row
     (`lowft.consistency_loss`), whatever the label: then rows of `Trainer(unlabeled_dataset=...)` teach too, and
@@ -216,6 +216,15 @@ class Augment(Strategy):
         if self.bank is None:
             raise ConfigError("Augment.variants: without bank= every copy is fresh, and none is known in advance")
         return self._variants.of(texts)
+
+    def recurring(self, dataset: Rows) -> Rows:
+        """Return the rows, which stay in the batch as they are, and what a bank holds; fresh copies come once."""
+        if self.bank is None:
+            return dataset
+        held = self.variants(list(zip(dataset.texts, dataset.pairs or (None,) * len(dataset), strict=True)))
+        known = dict.fromkeys(variant for variants in held for variant in variants)
+        pairs = None if dataset.pairs is None else (*dataset.pairs, *(pair or "" for _, pair in known))
+        return Rows((*dataset.texts, *(text for text, _ in known)), pairs)
 
     def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:
         """Return the rows, and after them their changed copies."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowft.data.batching import Batch, BatchRandom, Example
+    from lowft.data.rows import Rows
     from lowft.state import State
 
 __all__ = ["RDrop"]
@@ -28,7 +29,6 @@ class RDrop(Strategy):
 
     Dropout drops other units for each of the two, so the model is taught to answer alike whichever are there. It needs
     no augmenter, and no labels: rows of `Trainer(unlabeled_dataset=...)` count too. A step takes about twice as long.
-    What a frozen prefix computes for training rows is not cached.
 
     Source: Liang et al. 2021, *R-Drop: Regularized Dropout for Neural Networks*, https://arxiv.org/abs/2106.14448. As
     in the authors' code, the loss on labels is the mean over both passes.
@@ -64,6 +64,10 @@ class RDrop(Strategy):
                 f"what its architecture calls it), or leave RDrop out"
             )
         return model
+
+    def recurring(self, dataset: Rows) -> Rows:
+        """Return the rows: both passes begin with what frozen layers give, which drop nothing."""
+        return dataset
 
     def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:  # noqa: ARG002
         """Return every row twice."""

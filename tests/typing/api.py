@@ -154,6 +154,9 @@ class EveryHook(lowft.Strategy):
         assert_type(state.stage, lowft.Stage)
         state.memory_of(self.name)["started"] = state.step
 
+    def recurring(self, dataset: lowft.Rows) -> lowft.Rows | None:
+        return dataset
+
     def on_examples(self, examples: list[lowft.Example], rng: lowft.BatchRandom) -> list[lowft.Example]:
         assert_type(rng.for_row(examples[0].row), random.Random)
         return [*examples, replace(examples[0], text=rng.choice(examples).text)]

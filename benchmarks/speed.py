@@ -1,0 +1,167 @@
+"""How long training takes, how well it goes and how much memory it needs: lowft beside what people use.
+
+    python benchmarks/speed.py [--tasks full top2 head staged] [--rows 7000] [--test 1000] [--seeds 3] [--threads 2]
+
+Rotten Tomatoes with MiniLM. For each seed all sides of a task train on the same rows, in turn, each in a process of its
+own, and are tested once on rows that none has seen. The tasks:
+
+- full:   everything trains; transformers' Trainer at its defaults and tuned (bfloat16, batches grouped by length)
+- top2:   the two highest of six blocks and the head, 3 and 10 epochs; the same Trainer with the same layers frozen,
+          and what a count of operations says that the frozen layers should save
+- head:   the head alone, 10 epochs
+- staged: the default stages of LayerwiseUnfreeze; Lightning with finetuning-scheduler with the same stages, where they
+          are installed
+
+For a short run: --rows 300 --test 100 --seeds 1 --epochs 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from _common import describe_machine, draw, minilm, rotten_tomatoes, spread
+from _sides import BATCH, Work, run_side
+
+import lowft
+from lowft.compress import count_flops
+from lowft.data.epochs import plan_epoch
+
+_RATES = {"full": 1e-4, "top2": 3e-4, "head": 1e-3, "staged": 1e-4}
+_PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+_PARSER.add_argument("--tasks", nargs="+", choices=tuple(_RATES), default=tuple(_RATES))
+_PARSER.add_argument("--rows", type=int, default=7000, help="training rows (default: %(default)s)")
+_PARSER.add_argument("--test", type=int, default=1000, help="test rows (default: %(default)s)")
+_PARSER.add_argument("--seeds", type=int, default=3, help="draws of rows (default: %(default)s)")
+_PARSER.add_argument(
+    "--epochs", type=int, nargs="+", help="instead of 2 (full), 3 and 10 (top2), 10 (head), 1 (staged)"
+)
+_PARSER.add_argument("--threads", type=int, default=2, help="threads to compute with (default: %(default)s)")
+_PARSER.add_argument("--without", nargs="+", default=[], help="sides to leave out, such as lightning")
+_PARSER.add_argument("--side", help=argparse.SUPPRESS)
+_PARSER.add_argument("--work", type=json.loads, help=argparse.SUPPRESS)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One column of a comparison: who trains, and how."""
+
+    library: str
+    title: str
+    bfloat16: bool = False
+    grouped: bool = True
+
+
+PLAIN = Side("transformers", "transformers", grouped=False)
+TUNED = Side("transformers", "transformers, tuned", bfloat16=True)
+OURS = Side("lowft", "lowft")
+OURS_BF16 = Side("lowft", "lowft, bfloat16", bfloat16=True)
+STAGED = Side("lowft-staged", "lowft, staged")
+LIGHTNING = Side("lightning", "lightning, staged", grouped=False)
+TASKS: dict[str, tuple[int | None, tuple[int, ...], tuple[Side, ...]]] = {
+    "full": (None, (2,), (PLAIN, TUNED, OURS, OURS_BF16)),
+    "top2": (2, (3, 10), (PLAIN, TUNED, OURS, OURS_BF16)),
+    "head": (0, (10,), (PLAIN, TUNED, OURS, OURS_BF16)),
+    "staged": (None, (1,), (LIGHTNING, STAGED)),
+}
+
+
+def in_own_process(side: Side, work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the outcome of a side, which trains in a fresh process."""
+    command = [
+        sys.executable, __file__, "--side", side.library, "--work", json.dumps(asdict(work)),
+        "--rows", str(options.rows), "--test", str(options.test), "--threads", str(options.threads),
+    ]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - this file
+    if done.returncode:
+        sys.exit(f"{side.title} failed with status {done.returncode}: {' '.join(command)}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def expected_gain(sides: lowft.Splits, top: int, epochs: int) -> tuple[float, float]:
+    """Return how many times fewer operations lowft should need: by all it does, and by the cache alone.
+
+    A block costs its operations once forward and twice more backward where it trains. Tokens are those of the padded
+    batches that each side makes; head and optimizer cost next to nothing beside them.
+    """
+    model = lowft.load_model(minilm())
+    blocks = lowft.find_layers(model).num_blocks
+    frozen = blocks - top
+    known = {tokens: count_flops(model, tokens) for tokens in range(16, 97, 16)}
+    curve = np.polynomial.Polynomial.fit(list(known), list(known.values()), 2)
+    ids = lowft.load_tokenizer(minilm())(list(sides.train.texts), truncation=True)["input_ids"]
+    lengths = np.array([len(row) for row in ids])
+
+    def operations(*, grouped: bool) -> float:
+        """Return those of one forward pass over all rows."""
+        plan = plan_epoch(lengths, batch_size=BATCH, group_by_length=grouped)
+        widths = [(len(part.indices), int(lengths[list(part.indices)].max())) for step in plan for part in step]
+        return float(sum(rows * curve(width) for rows, width in widths))
+
+    plain = epochs * (blocks + 2 * top)
+    cached = frozen + epochs * 3 * top
+    return plain * operations(grouped=False) / (cached * operations(grouped=True)), plain / cached
+
+
+def compare(task: str, epochs: int, options: argparse.Namespace) -> None:
+    """Run all sides of a task for each seed, and print every figure and the ratios."""
+    top, _, listed = TASKS[task]
+    sides = [side for side in listed if side.library not in options.without]
+    print(f"== {task}: {epochs} epochs of {options.rows:,} rows, peak rate {_RATES[task]:g}", flush=True)
+    outcomes: dict[Side, list[dict[str, Any]]] = {side: [] for side in sides}
+    for seed in range(options.seeds):
+        for side in sides if seed % 2 == 0 else reversed(sides):
+            work = Work(top, epochs, _RATES[task], seed, bfloat16=side.bfloat16, grouped=side.grouped)
+            found = in_own_process(side, work, options)
+            outcomes[side].append(found)
+            rate = options.rows * epochs / found["seconds"]
+            print(
+                f"seed {seed}  {side.title:20} {found['seconds']:8.1f} s  {rate:7.0f} rows/s  "
+                f"accuracy {found['accuracy']:.2%}  peak {found['peak_bytes'] / 2**20:6.0f} MiB",
+                flush=True,
+            )
+            for note in found["notes"]:
+                print(f"        {note}")
+    print()
+    for side, runs in outcomes.items():
+        seconds, accuracies = ([run[key] for run in runs] for key in ("seconds", "accuracy"))
+        print(f"{side.title:20} {spread(seconds)} s, accuracy {spread([100 * one for one in accuracies])} %")
+    first = sides[0]
+    for side in sides[1:]:
+        ratios = [one["seconds"] / two["seconds"] for one, two in zip(outcomes[first], outcomes[side], strict=True)]
+        points = 100 * (mean(o["accuracy"] for o in outcomes[side]) - mean(o["accuracy"] for o in outcomes[first]))
+        memory = mean(o["peak_bytes"] for o in outcomes[side]) / mean(o["peak_bytes"] for o in outcomes[first])
+        print(
+            f"{first.title} / {side.title}: time {spread(ratios)}; accuracy {points:+.2f} points; "
+            f"memory of {side.title} / {first.title} {memory:.2f}"
+        )
+    if top is not None:
+        everything, cache = expected_gain(draw(rotten_tomatoes(), options.rows, options.test, 0), top, epochs)
+        print(f"operations, {PLAIN.title} / lowft: {everything:.2f}; by the cache alone {cache:.2f}")
+    print(flush=True)
+
+
+def main() -> None:
+    """Compare, or be one side."""
+    options = _PARSER.parse_args()
+    if options.side:
+        torch.set_num_threads(options.threads)
+        work = Work(**options.work)
+        print(json.dumps(run_side(options.side, work, draw(rotten_tomatoes(), options.rows, options.test, work.seed))))
+        return
+    describe_machine(options.threads)
+    for task in options.tasks:
+        for epochs in options.epochs or TASKS[task][1]:
+            compare(task, epochs, options)
+
+
+if __name__ == "__main__":
+    main()
