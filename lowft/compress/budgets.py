@@ -18,7 +18,7 @@ from lowft.compress.importance import GRADIENTS, Importance
 from lowft.compress.parts import Kind, Part, cut_part_
 from lowft.errors import ConfigError, ModelError
 
-__all__ = ["Goal", "Plan", "Scope", "choose"]
+__all__ = ["CutPlan", "Goal", "Scope", "choose"]
 
 Scope = Literal["layer", "global"]
 BUDGETS = ("parameters", "flops", "latency")
@@ -135,7 +135,7 @@ class Goal:
         return tuple(sorted(parts, key=lambda part: order[part.sites[0].reads]))
 
 
-class Plan:
+class CutPlan:
     """Says which units stay, for a goal, a model and what its units are worth."""
 
     def __init__(self, model: nn.Module, goal: Goal, parts: Sequence[Part], importance: Importance) -> None:

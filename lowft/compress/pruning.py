@@ -12,7 +12,7 @@ from lowft._alignment import align_
 from lowft._settings import check_flag, check_whole
 from lowft._tables import format_table, human_count
 from lowft.compress.attention import find_heads, heads_in_config
-from lowft.compress.budgets import Goal, Plan, Scope
+from lowft.compress.budgets import CutPlan, Goal, Scope
 from lowft.compress.costs import count_flops
 from lowft.compress.depth import drop_layers_, layers_to_drop
 from lowft.compress.feed_forward import find_neurons
@@ -196,7 +196,7 @@ def prune_(  # noqa: PLR0913 - settings are keyword arguments, readable one by o
     parts = goal.find_parts(model)
     latency, kept = None, list[Tensor]()
     if parts:
-        plan = Plan(model, goal, parts, importance)
+        plan = CutPlan(model, goal, parts, importance)
         slopes = row_slopes(model, parts, rows) if importance == "fisher" else []
         scores = [slope.square().sum(dim=0) for slope in slopes] or importance_of(model, parts, importance, rows, seed)
         latency = plan.meet_latency(model, scores) if plan.what == "latency" else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from lowft._settings import check_choice, check_real
-from lowft.compress.budgets import Goal, Plan, Scope
+from lowft.compress.budgets import CutPlan, Goal, Scope
 from lowft.compress.depth import drop_layers_, layers_to_drop
 from lowft.compress.importance import GRADIENTS, Importance, by_mean
 from lowft.compress.parts import (
@@ -45,7 +45,7 @@ _WORK = "lowft_pruning"  # an attribute of the model while it trains
 class _Work:
     """What is gated or masked in a model while it trains; none of it changes but the target of a latency."""
 
-    plan: Plan | None
+    plan: CutPlan | None
     parts: tuple[Part, ...]
     masked: tuple[str, ...]
 
@@ -167,7 +167,7 @@ class Prune(Strategy):
         if self.layers:
             drop_layers_(model, layers_to_drop("Prune", model, self.layers))
         parts = goal.find_parts(model)
-        plan = Plan(model, goal, parts, self.importance) if parts else None
+        plan = CutPlan(model, goal, parts, self.importance) if parts else None
         masked = masked_layers(model) if self.weights else ()
         add_gates_(model, parts)
         add_masks_(model, masked)

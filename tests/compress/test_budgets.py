@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowft.compress import count_flops, prune_
-from lowft.compress.budgets import Goal, Plan, choose
+from lowft.compress.budgets import CutPlan, Goal, choose
 from lowft.compress.costs import Seconds
 from lowft.errors import ConfigError
 from tests.tiny import ARCHITECTURES, tiny_batch, tiny_model
@@ -50,7 +50,7 @@ def test_a_budget_is_kept_and_used_up(arch: str, what: str, scope: Any, importan
     model = tiny_model(arch)
     settings: dict[str, Any] = {what: target, "scope": scope, "importance": importance, "shape": (1, 16)}
     goal = Goal(0.0, 0.0, (what, 0.9999), scope, 1, (1, 16), uniform=False)
-    least = Plan(model, goal, goal.find_parts(model), importance).least()
+    least = CutPlan(model, goal, goal.find_parts(model), importance).least()
     if target < least:  # embeddings are most of so small a model
         with pytest.raises(ConfigError, match=f"cannot be met: .* {least:.3f} of the whole"):
             prune_(model, multiple_of=1, **settings)
