@@ -180,6 +180,8 @@ def test_a_digest_tells_weights_apart() -> None:
             assert (prefix_digest(model, layers, 2) == before) == (layers.depths[name] > 2), name
             parameter.copy_(kept)
     assert prefix_digest(model, layers, 2) == before
+    model.get_submodule("classifier").register_buffer("seen", torch.ones(1))  # a strategy's, made on the way
+    assert prefix_digest(model, layers, 2) == before
 
 
 def test_a_deeper_cache_starts_from_a_shallower_one() -> None:

@@ -77,7 +77,13 @@ def prefix_digest(model: nn.Module, layers: Layers, blocks: int) -> str:
         if not any(f"{name}.".startswith(block) for block in above):
             found.update(f"{name}:{type(module).__qualname__};".encode())
     parameters = [(name, value) for name, value in model.named_parameters() if layers.depths.get(name, 0) <= blocks]
-    buffers = [(name, value) for name, value in model.named_buffers() if not any(map(name.startswith, above))]
+    # Of a module that learns above the prefix, as a head does, buffers are no more part of it than weights.
+    higher = {name.rpartition(".")[0] for name, depth in layers.depths.items() if depth > blocks}
+    buffers = [
+        (name, value)
+        for name, value in model.named_buffers()
+        if name.rpartition(".")[0] not in higher and not any(map(name.startswith, above))
+    ]
     for name, value in (*parameters, *buffers):
         found.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
         flat = value.detach().contiguous().cpu().reshape(-1)
