@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-__all__ = ["Arm", "FewShotComparison", "FewShotRun", "Predicts", "compare_few_shot"]
+__all__ = ["Arm", "FewShotComparison", "FewShotRun", "compare_few_shot"]
 
 _RESAMPLES = 10_000
 _CONFIDENCE = 0.95
 
 
-class Predicts(Protocol):
+class _Predicts(Protocol):
     """What an arm returns: a Trainer, a Predictor, or anything else that predicts."""
 
     def predict(self, texts: Any, /) -> Sequence[Any]:
         """Return one label a text."""
 
 
-Arm = Callable[[Rows, int], Predicts]
+Arm = Callable[[Rows, int], _Predicts]
 
 
 @dataclass(frozen=True)

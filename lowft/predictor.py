@@ -31,7 +31,7 @@ __all__ = ["Predictor", "torch_threads"]
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts from texts; made by `lowft.load`, and what `Trainer.predict` uses.
+    """_Predicts from texts; made by `lowft.load`, and what `Trainer.predict` uses.
 
     Attributes:
         model: The model.
