@@ -11,7 +11,7 @@ import pytest
 from lowft.loop import Loop
 
 ROOT = Path(__file__).parent.parent
-_STEPS = 6
+_STEPS = 4
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
