@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from lowft.loop import Loop
+from lowft.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 _STEPS = 4
@@ -36,9 +37,13 @@ def test_there_are_pages() -> None:
 
 @pytest.fixture
 def _short_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """End each stage of training after a few steps: what a page shows was printed by `docs/run_pages.py`, in full."""
+    """End each stage of training after a few steps: what a page shows was printed by `docs/run_pages.py`, in full.
+
+    What it exports is loaded again in this process: in fresh ones, other tests do.
+    """
     planned = Loop.planned_steps
     monkeypatch.setattr(Loop, "planned_steps", lambda loop, stage: min(_STEPS, planned(loop, stage)))
+    monkeypatch.setitem(Trainer.export.__kwdefaults__ or {}, "verify", "here")
 
 
 @pytest.mark.usefixtures("_short_stages")
