@@ -24,6 +24,8 @@ Pooling = Literal["mean", "cls", "attention", "last"]
 POOLED = "pooled head"  # the kind of its entry in a model's structure
 _DROPOUT = ("classifier_dropout", "seq_classif_dropout", "cls_dropout", "hidden_dropout_prob", "dropout_rate")
 _DROPOUT_DEFAULT = 0.1
+# Beyond any text. The number of columns would be no constant, as ONNX asks for; a larger one OpenVINO cannot hold.
+_NOWHERE = 2**23
 
 
 def pool_states(states: Tensor, mask: Tensor, pooling: Pooling = "mean", scores: Tensor | None = None) -> Tensor:
@@ -56,9 +58,9 @@ def pool_states(states: Tensor, mask: Tensor, pooling: Pooling = "mean", scores:
     if pooling in {"cls", "last"}:
         places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         real = mask != 0
-        chosen = places.masked_fill(~real, mask.shape[1]).amin(1) if pooling == "cls" else (places * real).amax(1)
+        chosen = places.masked_fill(~real, _NOWHERE).amin(1) if pooling == "cls" else (places * real).amax(1)
         # A row without any token has no first one; its first column stands in.
-        index = (chosen % mask.shape[1])[:, None, None].expand(-1, 1, states.shape[2])
+        index = chosen.masked_fill(chosen == _NOWHERE, 0)[:, None, None].expand(-1, 1, states.shape[2])
         return states.gather(1, index).squeeze(1)
     if pooling == "attention":
         if scores is None:

@@ -133,3 +133,15 @@ def test_only_a_full_precision_classifier_gets_the_head() -> None:
         pooled_head_(model)
     with pytest.raises(StrategyConflictError, match=r"The order that works: \[PooledHead, Quantize\]"):
         tiny_trainer(strategies=[Quantize(), PooledHead()])
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_graphs_hold_the_head(pooling: Pooling, tmp_path: Path) -> None:
+    """ONNX Runtime and OpenVINO give the same logits, for texts of other lengths than the graph was traced with."""
+    trainer = tiny_trainer(strategies=[PooledHead(pooling)], epochs=1)
+    trainer.fit()
+    texts = ["a film", "a warm and funny story about a dull film", "plot"]
+    own = trainer._predictor().predict_logits(texts)
+    for runtime in ("onnx", "openvino"):
+        folder = trainer.export(tmp_path / runtime, format=runtime, verify="here")
+        assert np.allclose(load(folder).predict_logits(texts), own, atol=1e-4)
