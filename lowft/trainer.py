@@ -16,21 +16,20 @@ from lowft._progress import progress_bar
 from lowft._randomness import seeded
 from lowft._recomputing import recompute_activations_
 from lowft._run_folder import RunFolder
+from lowft._run_words import describe_run
 from lowft._settings import check_choice, check_real
 from lowft._signals import StopRequest
 from lowft._suggesting import make_plan
-from lowft._tables import format_table, human_count
 from lowft.attach import attach
 from lowft.checkpoint import Checkpoints, commit_folder
 from lowft.config import TrainingConfig
-from lowft.errors import CheckpointError, ConfigError, TrainingError
+from lowft.errors import ConfigError, TrainingError
 from lowft.evaluation import EvaluationReport
 from lowft.export.folder import Format
 from lowft.export.verification import Verify
-from lowft.export.writing import Export, choose_precision
+from lowft.export.writing import Export, check_free, choose_precision
 from lowft.loop import Loop
 from lowft.metrics import compute_metrics
-from lowft.models import layer_table
 from lowft.predictor import Predictor
 from lowft.registry import to_dict
 from lowft.results import StepResult
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from lowft.data.batching import TokenizedRows
     from lowft.data.labels import Labels, Task
     from lowft.history import History
     from lowft.losses import Loss
@@ -208,20 +206,7 @@ class Trainer:
 
     def __str__(self) -> str:
         """Return what will be trained on what: task, rows, stages, layers."""
-        parts, loop = self._parts, self._loop
-        held_out = "no validation rows" if parts.eval_rows is None else _counted(parts.eval_rows, "validation")
-        lines = [
-            f"{type(self.model).__name__} for {parts.labels.describe()}",
-            f"{_counted(parts.train_rows, 'training')}, {held_out}, at most {parts.max_length} tokens each",
-            f"strategies: {', '.join(part['name'] for part in self._recipe) or 'none (full fine-tuning)'}",
-            "",
-            layer_table(self.model),
-            "",
-            format_table(
-                ("stage", "trains", "steps", "learning rate"), [self._describe(s) for s in loop.attached.stages]
-            ),
-        ]
-        return "\n".join(lines)
+        return describe_run(self._loop, self._parts, [part["name"] for part in self._recipe])
 
     def fit(self, *, resume_from_checkpoint: bool | str | Path = False, strict: bool = True) -> History:
         """Train through all stages, with a progress bar, checkpoints and an orderly stop.
@@ -410,7 +395,7 @@ class Trainer:
         check_choice("export: verify", verify, get_args(Verify))
         if max_drop is not None:
             check_real("export: max_drop", max_drop, least=0)
-        self._placement.on_main(lambda: _check_free(target, overwrite=overwrite))
+        self._placement.on_main(lambda: check_free(target, overwrite=overwrite))
         self._loop.finish()
         rows, held_out = self._parts.train_rows.rows, self._parts.eval_rows
         export = Export(
@@ -445,12 +430,6 @@ class Trainer:
             progress=self.config.progress,
         )
 
-    def _describe(self, stage: Stage) -> list[str]:
-        names = stage.trainable if stage.trainable is not None else self._loop.attached.trained
-        sizes = (parameter.numel() for name, parameter in self.model.named_parameters() if name in names)
-        rate = stage.learning_rate or self.config.learning_rate
-        return [stage.name, human_count(sum(sizes)), f"{self._loop.planned_steps(stage):,}", f"{rate:g}"]
-
     def _stop_here(self, number: signal.Signals) -> None:
         step = self._loop.attached.state.step
         saved = f"; saved {self._folder.save_once()}" if self._folder is not None else ""
@@ -473,22 +452,3 @@ class Trainer:
         else:
             nowhere = Checkpoints(Path(source).parent)  # read from, never written to
             RunFolder(nowhere, self._loop, self._placement, self._identity()).read(Path(source), strict=strict)
-
-
-def _check_free(target: Path, *, overwrite: bool) -> None:
-    """Refuse to write where something is that was not exported, or may not be replaced."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    exported = target.is_dir() and (target / "lowft.json").is_file()
-    if not (overwrite and exported):
-        raise CheckpointError(
-            f"{target} is there already: choose another folder"
-            + (", or pass overwrite=True to replace the exported model in it" if exported else "")
-        )
-
-
-def _counted(rows: TokenizedRows, kind: str) -> str:
-    dropped = len(rows.rows.dropped)
-    bare = rows.unlabelled
-    told = f"{len(rows) - bare:,} {kind} rows" + (f" and {bare:,} without labels" if bare else "")
-    return told + (f" ({dropped:,} bad dropped)" if dropped else "")

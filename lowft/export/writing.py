@@ -19,13 +19,14 @@ from lowft.compress.quantization import quantization_sensitivity, quantize_, sch
 from lowft.compress.quantized_layers import count_weights
 from lowft.compress.structure import structure_of
 from lowft.data.batching import TokenizedRows, accepted_inputs
-from lowft.errors import AccuracyDropError, ConfigError, ModelError
+from lowft.errors import AccuracyDropError, CheckpointError, ConfigError, ModelError
 from lowft.export.card import model_card
 from lowft.export.folder import EXPORT_FORMAT, Format, read_folder
 from lowft.export.graphs import GRAPHS, Precision, write_onnx, write_openvino
 from lowft.export.verification import Verify, verify_export
 from lowft.models._quiet import quiet
 from lowft.models.loading import EXPORT_SETTINGS, INTEGERS, POOLED_WEIGHTS, WEIGHTS
+from lowft.models.pooling import is_pooled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from lowft.history import History
     from lowft.predictor import Predictor
 
-__all__ = ["Export", "choose_precision"]
+__all__ = ["Export", "check_free", "choose_precision"]
 
 _logger = logging.getLogger("lowft")
 
@@ -199,6 +200,22 @@ class Export:
         (folder / "README.md").write_text(model_card(settings, reports, self.history), "utf-8")
 
 
+def check_free(target: Path, *, overwrite: bool) -> None:
+    """Refuse to write where something is that was not exported, or may not be replaced.
+
+    Raises:
+        CheckpointError: Something is in the way.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    exported = target.is_dir() and (target / EXPORT_SETTINGS).is_file()
+    if not (overwrite and exported):
+        raise CheckpointError(
+            f"{target} is there already: choose another folder"
+            + (", or pass overwrite=True to replace the exported model in it" if exported else "")
+        )
+
+
 def choose_precision(runtime: str, precision: str | None, model: torch.nn.Module) -> str:
     """Return the precision of the weights that are exported: the one asked for, or that of the model.
 
@@ -232,8 +249,8 @@ def _write_weights(folder: Path, model: torch.nn.Module) -> None:
             model.save_pretrained(folder)  # type: ignore[operator] # a transformers model
         return
     integers = scheme_of(model) not in {None, "bfloat16"}
-    pooled = any(entry["kind"] == "pooled head" for entry in structure_of(model))
-    write_tensors(folder / (INTEGERS if integers else POOLED_WEIGHTS if pooled else WEIGHTS), model_tensors(model))
+    floats = POOLED_WEIGHTS if is_pooled(model) else WEIGHTS
+    write_tensors(folder / (INTEGERS if integers else floats), model_tensors(model))
     if _is_pretrained(model):
         model.config.save_pretrained(folder)  # type: ignore[operator, union-attr] # a transformers model
 

@@ -24,6 +24,7 @@ from lowft.stages import Stage
 from lowft.state import State
 from lowft.strategies import Augment, RDrop
 from lowft.trainer import Trainer
+from tests.runs import tiny_trainer
 from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, final_weights, make_trainer
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -273,3 +274,14 @@ def test_without_a_bank_nothing_is_known_in_advance() -> None:
     """Asking for the variants says so."""
     with pytest.raises(ConfigError, match="without bank= every copy is fresh"):
         Augment([RandomSwap()]).variants([("a", None)])
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file"])
+def test_a_bank_that_cannot_be_kept_says_so(place: str, tmp_path: Path) -> None:
+    """What stands in the way of the folder is named, with what to do, before any training."""
+    (tmp_path / "file").write_text("mine")
+    folder = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "bank"}[place]
+    augment = Augment([RandomSwap()], bank=2, bank_dir=folder)
+    with pytest.raises(DataError, match=r"cannot be kept in Augment\(bank_dir=.*leave bank_dir out"):
+        tiny_trainer(strategies=[augment])
+    assert (tmp_path / "file").read_text() == "mine"
