@@ -15,6 +15,7 @@ from lowft._randomness import seeded
 from lowft._stage_caches import StageCaches
 from lowft.data.batching import TokenizedRows
 from lowft.data.epochs import MicroBatch
+from lowft.models.prefix_cache import ROWS_TOGETHER
 from lowft.planning import PlannedStage
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ __all__ = ["probe_stages"]
 _EPOCHS = 3  # in which the longest batch is looked for
 _STEPS = 6  # measured besides the longest
 _EVAL_BATCHES = 3
-_CACHED_TOGETHER = 64  # rows, as the prefix cache takes them
 
 
 def probe_stages(
@@ -87,7 +87,7 @@ class _Probe:
         eval_lengths = None if loop.eval_rows is None else np.minimum(loop.eval_rows.lengths, self.max_length)
         eval_chosen = [] if eval_lengths is None else eval_batches(eval_lengths, loop.eval_batch_size, _EVAL_BATCHES)
         # The rows that are measured, and those that the cache computes first.
-        most = np.argsort(-lengths, kind="stable")[:_CACHED_TOGETHER]
+        most = np.argsort(-lengths, kind="stable")[:ROWS_TOGETHER]
         wanted = [index for step in chosen for part in step for index in part.indices]
         rows, chosen = self._part(loop.train_rows, [*wanted, *most.tolist()], chosen)
         eval_rows = None
@@ -173,5 +173,5 @@ def _mean_seconds(tokens: Sequence[int], seconds: Sequence[float], epoch: Sequen
 def _padded(lengths: npt.NDArray[np.int64]) -> int:
     """Return the tokens, padding included, that the prefix cache computes."""
     ordered = np.sort(lengths)[::-1]
-    batches = (ordered[start : start + _CACHED_TOGETHER] for start in range(0, len(ordered), _CACHED_TOGETHER))
+    batches = (ordered[start : start + ROWS_TOGETHER] for start in range(0, len(ordered), ROWS_TOGETHER))
     return sum(len(batch) * int(batch[0]) for batch in batches)

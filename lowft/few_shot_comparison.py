@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from lowft._plots import INK, PALETTE, finish, new_figure, tidy
+from lowft._progress import progress_bar
 from lowft._settings import check_whole
 from lowft._tables import format_table, human_seconds
 from lowft.data.rows import Rows, read_rows
@@ -79,11 +81,6 @@ class FewShotComparison:
     runs: tuple[FewShotRun, ...]
     metric: str
     baseline: str
-    _arms: tuple[str, ...] = field(init=False, repr=False, default=())
-
-    def __post_init__(self) -> None:
-        """Find the arms, in the order in which they ran."""
-        object.__setattr__(self, "_arms", tuple(dict.fromkeys(run.arm for run in self.runs)))
 
     def scores(self, arm: str, k: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return the scores of an arm, `[draws, seeds]`.
@@ -168,6 +165,11 @@ class FewShotComparison:
         headers = ["k", "arm", "runs", self.metric, "sd", "worst", "difference [95 %]", "time"]
         return format_table(headers, rows, align="rlrrrrlr")
 
+    @property
+    def _arms(self) -> tuple[str, ...]:
+        """The arms, in the order in which they ran."""
+        return tuple(dict.fromkeys(run.arm for run in self.runs))
+
     def _sizes(self) -> list[int]:
         return sorted({run.k for run in self.runs})
 
@@ -199,6 +201,7 @@ def compare_few_shot(  # noqa: PLR0913 - an experiment has as many sides
     metric: tuple[str, Callable[[Sequence[Any], Sequence[Any]], float]] | None = None,
     column_mapping: Mapping[str, str] | None = None,
     on_run: Callable[[FewShotRun], None] | None = None,
+    progress: bool | None = None,
 ) -> FewShotComparison:
     """Compare ways of training with few labels: every arm on the same draws, nested in k, and all runs reported.
 
@@ -220,6 +223,7 @@ def compare_few_shot(  # noqa: PLR0913 - an experiment has as many sides
             accuracy if None.
         column_mapping: As for `read_rows`, of both.
         on_run: Called after each run, to show or save it.
+        progress: Whether to show a progress bar over the runs; None decides by the terminal.
 
     Returns:
         All runs; print it, plot it, or take `to_dict()`.
@@ -258,19 +262,17 @@ def compare_few_shot(  # noqa: PLR0913 - an experiment has as many sides
     questions: Any = (
         held_out.texts if held_out.pairs is None else list(zip(held_out.texts, held_out.pairs, strict=True))
     )
-    for draw in range(first_draw, first_draw + draws):
-        for size in sizes:
-            drawn = few_shot(rows, size, seed=draw)
-            for number in range(seeds):
-                for name, arm in arms.items():
-                    seed = draw * seeds + number
-                    started = time.perf_counter()
-                    trained = arm(drawn, seed)
-                    seconds = time.perf_counter() - started
-                    score = float(measure(held_out.labels or (), trained.predict(list(questions))))
-                    runs.append(FewShotRun(name, size, draw, seed, score, seconds))
-                    if on_run is not None:
-                        on_run(runs[-1])
+    every = [*itertools.product(range(first_draw, first_draw + draws), sizes, range(seeds), arms)]
+    for draw, size, number, name in progress_bar(every, "comparing", shown=progress):
+        seed = draw * seeds + number
+        drawn = few_shot(rows, size, seed=draw)
+        started = time.perf_counter()
+        trained = arms[name](drawn, seed)
+        seconds = time.perf_counter() - started
+        score = float(measure(held_out.labels or (), trained.predict(list(questions))))
+        runs.append(FewShotRun(name, size, draw, seed, score, seconds))
+        if on_run is not None:
+            on_run(runs[-1])
     return FewShotComparison(tuple(runs), named, next(iter(arms)))
 
 

@@ -31,7 +31,7 @@ __all__ = ["Predictor", "torch_threads"]
 
 @dataclass(frozen=True)
 class Predictor:
-    """_Predicts from texts; made by `lowft.load`, and what `Trainer.predict` uses.
+    """Predicts from texts; made by `lowft.load`, and what `Trainer.predict` uses.
 
     Attributes:
         model: The model.

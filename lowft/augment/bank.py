@@ -20,7 +20,7 @@ from lowft.registry import to_dict
 if TYPE_CHECKING:
     from lowft.augment.augmenter import Augmenter
 
-__all__ = ["Pair", "VariantBank", "change"]
+__all__ = ["Pair", "VariantBank", "change", "is_empty", "prepare_all"]
 
 Pair = tuple[str, str | None]  # the text and the second text, or None, of a row
 
@@ -55,6 +55,15 @@ def change(
         for at, text in zip(places, varied, strict=False):
             changed[at] = (text, seconds.get(at))
     return changed
+
+
+def prepare_all(augmenters: Sequence[Augmenter], texts: Sequence[str], *, chained: bool) -> None:
+    """Let augmenters do once what they can do for all texts, and find out what they lack.
+
+    In a chain, later augmenters get texts that nobody knows yet: one is enough to see whether they run.
+    """
+    for index, augmenter in enumerate(augmenters):
+        augmenter.prepare(texts[:1] if chained and index else texts)
 
 
 def is_empty(texts: Pair) -> bool:
@@ -98,16 +107,14 @@ class VariantBank:
         """Make the variants of all rows, or read them from the folder; augmenters prepare only for what is missing.
 
         Raises:
-            DataError: The file in the folder is not what this class wrote.
+            DataError: The file in the folder is not what this class wrote, or cannot be written.
         """
         self._read()
         missing = [row for row in dict.fromkeys(rows) if row not in self._known]
         if not missing:
             return
         texts = [text for row in missing for text in row if text is not None]
-        for index, augmenter in enumerate(self.augmenters):
-            # In a chain, later augmenters get texts that nobody knows yet: one is enough to see whether they run.
-            augmenter.prepare(texts[:1] if self.chained and index else texts)
+        prepare_all(self.augmenters, texts, chained=self.chained)
         chunks = [missing[start : start + _MADE_TOGETHER] for start in range(0, len(missing), _MADE_TOGETHER)]
         loader = torch.utils.data.DataLoader(
             _Chunks(self, chunks), batch_size=None, num_workers=min(self.workers, len(chunks)),
@@ -143,7 +150,7 @@ class VariantBank:
         try:
             for row, variants in json.loads(file.read_text(encoding="utf-8")):
                 self._known[_pair(row)] = tuple(_pair(variant) for variant in variants)
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise DataError(
                 f"{file} does not hold the variants that Augment(bank_dir=...) wrote: {error}. Delete it, and they are "
                 f"made anew"
@@ -154,17 +161,24 @@ class VariantBank:
         file = self._file
         if file is None:
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+        partial: Path | None = None
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+            partial = Path(name)
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 json.dump(list(self._known.items()), stream, ensure_ascii=False)
                 stream.flush()
                 os.fsync(stream.fileno())
-            Path(name).replace(file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            partial.replace(file)
+        except OSError as error:
+            raise DataError(
+                f"the variants cannot be kept in Augment(bank_dir={str(self.folder)!r}): {error}. Choose a folder that "
+                f"can be written, or leave bank_dir out"
+            ) from error
+        finally:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
 
 
 @dataclass

@@ -93,13 +93,13 @@ def rebuild_(model: torch.nn.Module, structure: Sequence[Mapping[str, Any]], sou
         from lowft.compress.attention import rebuild_heads_
         from lowft.compress.feed_forward import rebuild_widths_
         from lowft.compress.quantization import rebuild_quantized_
-        from lowft.models.pooling import rebuild_pooled_
+        from lowft.models.pooling import POOLED, rebuild_pooled_
 
         kinds = {
             "heads": rebuild_heads_,
             "widths": rebuild_widths_,
             "quantized": rebuild_quantized_,
-            "pooled head": rebuild_pooled_,
+            POOLED: rebuild_pooled_,
         }
         rebuild = kinds.get(str(entry.get("kind")))
         if rebuild is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from lowft.models.pooling import POOLED
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -80,7 +82,7 @@ def _usage(settings: Mapping[str, Any]) -> str:
         ]
     elif quantized:
         lines += ["", f"Its weights are quantized ({settings['weights']}), which lowft alone reads."]
-    elif any(entry["kind"] == "pooled head" for entry in settings["structure"]):
+    elif any(entry["kind"] == POOLED for entry in settings["structure"]):
         lines += [
             "",
             "Its head reads pooled token states, which plain transformers cannot express: lowft alone reads it.",

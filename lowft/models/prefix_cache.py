@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from lowft.data.batching import TokenizedRows
     from lowft.models.layers import Layers
 
-__all__ = ["Filling", "PrefixCache", "cache_prefix", "frozen_below", "frozen_blocks", "prefix_digest"]
+__all__ = ["ROWS_TOGETHER", "Filling", "PrefixCache", "cache_prefix", "frozen_below", "frozen_blocks", "prefix_digest"]
 
-_ROWS_TOGETHER = 64
+ROWS_TOGETHER = 64  # when a cache is filled
 _ROWS_EXAMINED = 8
 
 
@@ -308,14 +308,14 @@ def _distinct(rows: Sequence[TokenizedRows], names: tuple[str, ...]) -> list[_Ba
     for table in rows:
         order = np.argsort(-table.lengths, kind="stable").tolist()
         new: list[tuple[int, bytes]] = []
-        for start in range(0, len(order), _ROWS_TOGETHER):
-            indices = order[start : start + _ROWS_TOGETHER]
+        for start in range(0, len(order), ROWS_TOGETHER):
+            indices = order[start : start + ROWS_TOGETHER]
             for index, key in zip(indices, row_keys(table.collate(indices).inputs, names), strict=True):
                 if key not in seen:
                     seen.add(key)
                     new.append((index, key))
-        for start in range(0, len(new), _ROWS_TOGETHER):
-            part = new[start : start + _ROWS_TOGETHER]
+        for start in range(0, len(new), ROWS_TOGETHER):
+            part = new[start : start + ROWS_TOGETHER]
             batches.append(_Batch(table, [index for index, _ in part], [key for _, key in part]))
     return batches
 

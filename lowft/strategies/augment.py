@@ -14,7 +14,7 @@ import torch
 from lowft._inference import logits_of
 from lowft._settings import check_choice, check_real, check_whole
 from lowft.augment import Augmenter
-from lowft.augment.bank import VariantBank, change, is_empty
+from lowft.augment.bank import VariantBank, change, is_empty, prepare_all
 from lowft.consistency import Annealing, consistency_loss, first_of_row, signal_threshold, task_of
 from lowft.data.rows import Rows
 from lowft.errors import ConfigError, TrainingError
@@ -175,10 +175,7 @@ class Augment(Strategy):
         if self.bank is not None:
             self._variants.fill(list(zip(dataset.texts, dataset.pairs or [None] * len(dataset), strict=True)))
             return dataset
-        texts = [*dataset.texts, *(dataset.pairs or ())]
-        for index, augmenter in enumerate(self.augmenters):
-            # In a chain, later augmenters get texts that nobody knows yet: one is enough to see whether they run.
-            augmenter.prepare(texts[:1] if self.mix == "chain" and index else texts)
+        prepare_all(self.augmenters, [*dataset.texts, *(dataset.pairs or ())], chained=self.mix == "chain")
         return dataset
 
     def prepare_model(self, model: torch.nn.Module) -> torch.nn.Module:
