@@ -101,7 +101,7 @@ class TrainingConfig:
         precision: "float32", or "bfloat16" for autocast with float32 weights; "auto" takes the faster one, by a short
             measurement which the history tells. A resumed run goes on in the precision that was found.
         gradient_checkpointing: Keep only what enters each block that trains, and compute the rest again in the backward
-            pass: less memory, about a third more time, and the same losses.
+            pass: less memory, more time, and the same losses.
         max_length: Tokens after which a text is cut; None is the model's own limit.
         group_by_length: Put rows of like length into one batch, in random order, so that little is padded.
         label_smoothing: Share of the target spread evenly over all classes, 0 up to but not 1.

@@ -34,7 +34,7 @@ class Contrastive(Strategy):
     more by comparing rows with each other than by predicting a class. SetFit goes through pairs, whose number grows
     with the square of the rows; here each batch compares all its rows at once, with the supervised contrastive loss
     (`lowft.supervised_contrastive`), and a few steps are enough. More of them overfit: on 64 reviews the accuracy rose
-    for about ten steps and then fell, while the loss went on towards its least value. The stage ends when the loss
+    for 12 to 18 steps and then fell, while the loss went on towards its least value. The stage ends when the loss
     is that near.
 
     Put `PooledHead()` before it, and `Probe()` after it, which sets the head on what the stage has made. The head does
