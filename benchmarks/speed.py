@@ -1,9 +1,10 @@
 """How long training takes, how well it goes and how much memory it needs: lowft beside what people use.
 
     python benchmarks/speed.py [--tasks full top2 head staged] [--rows 7000] [--test 1000] [--seeds 3] [--threads 2]
+                               [--data rotten_tomatoes] [--tokens 256]
 
-Rotten Tomatoes with MiniLM. For each seed all sides of a task train on the same rows, in turn, each in a process of its
-own, and are tested once on rows that none has seen. The tasks:
+MiniLM on Rotten Tomatoes, or on the reviews of IMDB, cut after --tokens. For each seed all sides of a task train on the
+same rows, in turn, each in a process of its own, and are tested once on rows that none has seen. The tasks:
 
 - full:   everything trains; transformers' Trainer at its defaults and tuned (bfloat16, batches grouped by length)
 - top2:   the two highest of six blocks and the head, 3 and 10 epochs; the same Trainer with the same layers frozen,
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import describe_machine, draw, minilm, rotten_tomatoes, spread
+from _common import describe_machine, draw, minilm, reviews, spread
 from _sides import BATCH, Work, run_side
 
 import lowft
@@ -37,6 +38,8 @@ from lowft.data.epochs import plan_epoch
 _RATES = {"full": 1e-4, "top2": 3e-4, "head": 1e-3, "staged": 1e-4}
 _PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 _PARSER.add_argument("--tasks", nargs="+", choices=tuple(_RATES), default=tuple(_RATES))
+_PARSER.add_argument("--data", choices=("rotten_tomatoes", "imdb"), default="rotten_tomatoes")
+_PARSER.add_argument("--tokens", type=int, default=256, help="after which texts are cut (default: %(default)s)")
 _PARSER.add_argument("--rows", type=int, default=7000, help="training rows (default: %(default)s)")
 _PARSER.add_argument("--test", type=int, default=1000, help="test rows (default: %(default)s)")
 _PARSER.add_argument("--seeds", type=int, default=3, help="draws of rows (default: %(default)s)")
@@ -78,6 +81,7 @@ def in_own_process(side: Side, work: Work, options: argparse.Namespace) -> dict[
     command = [
         sys.executable, __file__, "--side", side.library, "--work", json.dumps(asdict(work)),
         "--rows", str(options.rows), "--test", str(options.test), "--threads", str(options.threads),
+        "--data", options.data, "--tokens", str(options.tokens),
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - this file
     if done.returncode:
@@ -86,7 +90,12 @@ def in_own_process(side: Side, work: Work, options: argparse.Namespace) -> dict[
     return found
 
 
-def expected_gain(sides: lowft.Splits, top: int, epochs: int) -> tuple[float, float]:
+def rows_of(seed: int, options: argparse.Namespace) -> lowft.Splits:
+    """Return the rows that all sides of a seed train on and are tested on."""
+    return draw(reviews(options.data), options.rows, options.test, seed)
+
+
+def expected_gain(sides: lowft.Splits, top: int, epochs: int, most_tokens: int) -> tuple[float, float]:
     """Return how many times fewer operations lowft should need: by all it does, and by the cache alone.
 
     A block costs its operations once forward and twice more backward where it trains. Tokens are those of the padded
@@ -95,9 +104,9 @@ def expected_gain(sides: lowft.Splits, top: int, epochs: int) -> tuple[float, fl
     model = lowft.load_model(minilm())
     blocks = lowft.find_layers(model).num_blocks
     frozen = blocks - top
-    known = {tokens: count_flops(model, tokens) for tokens in range(16, 97, 16)}
+    known = {tokens: count_flops(model, tokens) for tokens in range(16, most_tokens + 1, 16)}
     curve = np.polynomial.Polynomial.fit(list(known), list(known.values()), 2)
-    ids = lowft.load_tokenizer(minilm())(list(sides.train.texts), truncation=True)["input_ids"]
+    ids = lowft.load_tokenizer(minilm())(list(sides.train.texts), truncation=True, max_length=most_tokens)["input_ids"]
     lengths = np.array([len(row) for row in ids])
 
     def operations(*, grouped: bool) -> float:
@@ -115,11 +124,13 @@ def compare(task: str, epochs: int, options: argparse.Namespace) -> None:
     """Run all sides of a task for each seed, and print every figure and the ratios."""
     top, _, listed = TASKS[task]
     sides = [side for side in listed if side.library not in options.without]
-    print(f"== {task}: {epochs} epochs of {options.rows:,} rows, peak rate {_RATES[task]:g}", flush=True)
+    print(
+        f"== {task}: {epochs} epochs of {options.rows:,} rows of {options.data}, peak rate {_RATES[task]:g}", flush=True
+    )
     outcomes: dict[Side, list[dict[str, Any]]] = {side: [] for side in sides}
     for seed in range(options.seeds):
         for side in sides if seed % 2 == 0 else reversed(sides):
-            work = Work(top, epochs, _RATES[task], seed, bfloat16=side.bfloat16, grouped=side.grouped)
+            work = Work(top, epochs, _RATES[task], seed, options.tokens, bfloat16=side.bfloat16, grouped=side.grouped)
             found = in_own_process(side, work, options)
             outcomes[side].append(found)
             rate = options.rows * epochs / found["seconds"]
@@ -144,7 +155,7 @@ def compare(task: str, epochs: int, options: argparse.Namespace) -> None:
             f"memory of {side.title} / {first.title} {memory:.2f}"
         )
     if top is not None:
-        everything, cache = expected_gain(draw(rotten_tomatoes(), options.rows, options.test, 0), top, epochs)
+        everything, cache = expected_gain(rows_of(0, options), top, epochs, options.tokens)
         print(f"operations, {PLAIN.title} / lowft: {everything:.2f}; by the cache alone {cache:.2f}")
     print(flush=True)
 
@@ -155,7 +166,7 @@ def main() -> None:
     if options.side:
         torch.set_num_threads(options.threads)
         work = Work(**options.work)
-        print(json.dumps(run_side(options.side, work, draw(rotten_tomatoes(), options.rows, options.test, work.seed))))
+        print(json.dumps(run_side(options.side, work, rows_of(work.seed, options))))
         return
     describe_machine(options.threads)
     for task in options.tasks:
