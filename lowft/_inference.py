@@ -10,6 +10,7 @@ import torch
 
 from lowft._memory import is_out_of_memory, release_memory
 from lowft._progress import progress_bar
+from lowft.data.epochs import longest_first
 from lowft.errors import ModelError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def compute_logits(
     precision: str = "float32",
     share: tuple[int, int] = (0, 1),
     progress: bool | None = None,
+    most_tokens: int | None = None,
     description: str = "predicting",
     serving: Callable[[dict[str, Tensor]], AbstractContextManager[Any]] | None = None,
 ) -> npt.NDArray[np.float32]:
@@ -101,7 +103,8 @@ def compute_logits(
     Args:
         model: The model.
         rows: The rows.
-        batch_size: Rows in a batch.
+        batch_size: Rows in a batch at most.
+        most_tokens: Tokens in a batch at most, padding included; a longer row goes alone. None sets no limit.
         precision: "float32" or "bfloat16".
         share: The number of this process, and how many share the work.
         progress: Whether to show a progress bar; None decides by the terminal.
@@ -109,8 +112,7 @@ def compute_logits(
         serving: Given the inputs of a batch, returns the context in which cached layers are handed over.
     """
     rank, processes = share
-    order = np.argsort(-rows.lengths, kind="stable")  # longest first: too long a batch fails at once
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = longest_first(rows.lengths, batch_size, most_tokens)  # too large a batch fails at once
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
     shown = progress if len(batches) > 1 else False
 

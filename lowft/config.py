@@ -47,6 +47,7 @@ _LEAST: Mapping[str, int] = {
     "save_steps": 1,
     "save_total_limit": 1,
     "seed": 0,
+    "tokens_per_batch": 1,
 }
 _BOUNDS: Mapping[str, Mapping[str, float]] = {
     "adam_beta1": {"least": 0, "below": 1},
@@ -87,6 +88,10 @@ class TrainingConfig:
             `batch_size × gradient_accumulation_steps × processes` rows.
         eval_batch_size: Rows in an evaluation batch of one process.
         gradient_accumulation_steps: Micro-batches in an optimizer step. The gradient equals that of one big
+        tokens_per_batch: Tokens in a micro-batch or evaluation batch at most, padding included: batches that hold more
+            are cut, with the same rows in each optimizer step. Give a large `batch_size` with it, so that short rows go
+            together and long ones in small groups. A longer row goes alone; copies that strategies add to a batch come
+            on top. None sets no limit.
             batch, ragged batches included.
         learning_rate: Peak learning rate of AdamW; None takes 5e-5 × 768 ÷ the model's width, which is 5e-5 for
             BERT-base and 1e-4 for MiniLM. Adam's best rate falls with the width (Yang et al. 2022, Tensor
@@ -153,6 +158,7 @@ class TrainingConfig:
     warmup_ratio: float = 0.1
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: float | None = 1.0
+    tokens_per_batch: int | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     max_length: int | None = None

@@ -23,7 +23,7 @@ from lowft._step import train_step
 from lowft._time_limit import TimeLimit
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
-from lowft.data.epochs import epoch_batches, plan_epoch
+from lowft.data.epochs import cut_to_tokens, epoch_batches, plan_epoch
 from lowft.errors import ConfigError
 from lowft.history import History
 from lowft.metrics import bootstrap_error
@@ -118,6 +118,12 @@ class Loop:
         return self.config.eval_steps or self.steps_per_epoch
 
     @property
+    def eval_tokens(self) -> int | None:
+        """Return the tokens that go through the model at once in an evaluation at most; None without a limit."""
+        most = self.config.tokens_per_batch
+        return None if most is None else max(1, most >> self.kept.eval_halvings)
+
+    @property
     def evaluations(self) -> int:
         """Return how many evaluations the current stage plans."""
         return 0 if self.eval_rows is None else math.ceil(self.attached.state.stage_steps / self.evaluate_every)
@@ -174,6 +180,7 @@ class Loop:
 
         wanted = noise_wanted(self.attached.stages)
         errors = bootstrap_error(measured, logits, labels) if wanted else {}
+            most_tokens=self.eval_tokens,
         return measured(logits, labels) | {f"{name}_noise": errors[name] for name in sorted(wanted & errors.keys())}
 
     def resume(self, kept: Kept, history: History) -> None:
@@ -278,8 +285,9 @@ class Loop:
         """Return the optimizer steps of one epoch of the current stage, for the rows or for others of these lengths."""
         config = self.config
         seed = config.seed if config.data_seed is None else config.data_seed
-        return plan_epoch(
-            self.train_rows.lengths if lengths is None else lengths,
+        lengths = self.train_rows.lengths if lengths is None else lengths
+        steps = plan_epoch(
+            lengths,
             batch_size=self.batch_size(self.attached.state.stage),
             accumulation=config.gradient_accumulation_steps,
             processes=self.placement.processes,
@@ -308,6 +316,7 @@ class Loop:
                 f"metric_for_best_model={name!r} was not measured: your metrics function must return it; there are "
                 f"{', '.join(metrics)}"
             )
+        return steps if config.tokens_per_batch is None else cut_to_tokens(steps, lengths, config.tokens_per_batch)
         gain = math.inf
         if math.isnan(metrics[name]):
             gain = -math.inf  # as the best so far, NaN would never be beaten

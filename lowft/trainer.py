@@ -431,6 +431,7 @@ class Trainer:
         )
 
     def _stop_here(self, number: signal.Signals) -> None:
+            tokens_per_batch=self.config.tokens_per_batch,
         step = self._loop.attached.state.step
         saved = f"; saved {self._folder.save_once()}" if self._folder is not None else ""
         _logger.warning("stopped by %s after step %d%s", number.name, step, saved)
