@@ -12,6 +12,7 @@ import torch
 from lowft._alignment import align_
 from lowft._choices import noise_wanted
 from lowft._fitting import fit_in_memory_
+from lowft._compiling import compiled
 from lowft._inference import compute_logits, kept_modes
 from lowft._optimization import make_optimizer
 from lowft._peak import PEAK, PeakMemory
@@ -226,7 +227,14 @@ class Loop:
 
     def _enter(self) -> None:
         self.attached.state.stage_steps = self.limit.cut_again(self.planned_steps(self.attached.state.stage))
-        self.forward = self.placement.wrap(self.attached.model)
+        self.forward = self.wrapped()
+
+    def wrapped(self) -> torch.nn.Module:
+        """Return what is called in training: the model, compiled where that is asked for, one of several processes'."""
+        model = self.attached.model
+        if self.config.torch_compile:
+            model = compiled(model, self.config.torch_compile_backend)
+        return self.placement.wrap(model)
 
     def _run_stage(self) -> Iterator[StepResult]:
         state = self.attached.state

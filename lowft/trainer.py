@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from lowft._choices import check_gates, check_unlabeled, choose_loss, choose_metric, run_identity
+from lowft._compiling import check_compilable
 from lowft._optimization import default_learning_rate
 from lowft._peak import check_measurable
 from lowft._placement import find_placement
@@ -129,6 +130,8 @@ class Trainer:
             check_unlabeled(strategy)
         self._placement = find_placement(self.config.device)
         if self.config.max_memory is not None:
+        if self.config.torch_compile:
+            check_compilable(self.config.torch_compile_backend, self._placement.device)
             check_measurable("TrainingConfig", self._placement.device)
         with seeded(self.config.seed):
             parts = prepare(
