@@ -87,12 +87,12 @@ class TrainingConfig:
         batch_size: Rows in a micro-batch of one process. An optimizer step sees
             `batch_size × gradient_accumulation_steps × processes` rows.
         eval_batch_size: Rows in an evaluation batch of one process.
-        gradient_accumulation_steps: Micro-batches in an optimizer step. The gradient equals that of one big
         tokens_per_batch: Tokens in a micro-batch or evaluation batch at most, padding included: batches that hold more
             are cut, with the same rows in each optimizer step. Give a large `batch_size` with it, so that short rows go
             together and long ones in small groups. A longer row goes alone; copies that strategies add to a batch come
             on top. None sets no limit.
             batch, ragged batches included.
+        gradient_accumulation_steps: Micro-batches in an optimizer step. The gradient equals that of one big
         learning_rate: Peak learning rate of AdamW; None takes 5e-5 × 768 ÷ the model's width, which is 5e-5 for
             BERT-base and 1e-4 for MiniLM. Adam's best rate falls with the width (Yang et al. 2022, Tensor
             Programs V, table 3).

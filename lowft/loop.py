@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -21,6 +22,7 @@ from lowft._randomness import seeded
 from lowft._recomputing import keep_activations_
 from lowft._stage_caches import Passes, StageCaches
 from lowft._step import train_step
+from lowft._tf32 import products_in_tf32
 from lowft._time_limit import TimeLimit
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
@@ -32,7 +34,7 @@ from lowft.results import Kept, StepResult
 from lowft.stages import Decision, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -76,7 +78,9 @@ class Loop:
         self.history = History()
         precision, self._why_precision = config.precision, ""
         if precision == "auto":
-            precision, self._why_precision = placement.gather(faster_precision(attached.model, placement.device))[0]
+            with products_in_tf32(config.tf32):
+                found = faster_precision(attached.model, placement.device)
+            precision, self._why_precision = placement.gather(found)[0]
         self.kept = Kept(precision=precision)
         self.optimizer = make_optimizer(attached, config)
         self.finished = False
@@ -114,15 +118,15 @@ class Loop:
         return max(1, self.config.eval_batch_size >> self.kept.eval_halvings)
 
     @property
-    def evaluate_every(self) -> int:
-        """Return the optimizer steps from one evaluation to the next."""
-        return self.config.eval_steps or self.steps_per_epoch
-
-    @property
     def eval_tokens(self) -> int | None:
         """Return the tokens that go through the model at once in an evaluation at most; None without a limit."""
         most = self.config.tokens_per_batch
         return None if most is None else max(1, most >> self.kept.eval_halvings)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Return the optimizer steps from one evaluation to the next."""
+        return self.config.eval_steps or self.steps_per_epoch
 
     @property
     def evaluations(self) -> int:
@@ -138,6 +142,15 @@ class Loop:
 
     def steps(self) -> Iterator[StepResult]:
         """Run on from where the state is, a step at a time, to the end of the last stage."""
+        with contextlib.closing(self._steps()) as steps:
+            while True:
+                with products_in_tf32(self.config.tf32):  # not while the caller looks at a step
+                    result = next(steps, None)
+                if result is None:
+                    return
+                yield result
+
+    def _steps(self) -> Generator[StepResult]:
         state = self.attached.state
         for index in self.attached.remaining_stages():
             if self.forward is None or index != state.stage_index:
