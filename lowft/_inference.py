@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from lowft.data.batching import TokenizedRows
 
+    Serving = Callable[[dict[str, Tensor], dict[str, Tensor]], AbstractContextManager[Any]]
+
 __all__ = ["autocast", "compute_logits", "evaluation_mode", "kept_modes", "logits_of", "logits_of_rows"]
 
 
@@ -75,28 +77,29 @@ def logits_of_rows(
     indices: npt.NDArray[np.int64],
     *,
     precision: str,
-    serving: Callable[[dict[str, Tensor]], AbstractContextManager[Any]] | None,
+    serving: Serving | None,
 ) -> npt.NDArray[np.float32]:
     """Return the logits, `[indices, outputs]` in float32, of rows that go through the model as one batch."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    batch = rows.collate(indices.tolist()).to(device)
-    served = contextlib.nullcontext() if serving is None else serving(batch.inputs)
+    collated = rows.collate(indices.tolist())
+    batch = collated.to(device)
+    served = contextlib.nullcontext() if serving is None else serving(batch.inputs, collated.inputs)
     with autocast(precision, device), served:
         return logits_of(model(**batch.inputs)).float().cpu().numpy()
 
 
 @torch.no_grad()
-def compute_logits(
+def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
     model: torch.nn.Module,
     rows: TokenizedRows,
     *,
     batch_size: int,
+    most_tokens: int | None = None,
     precision: str = "float32",
     share: tuple[int, int] = (0, 1),
     progress: bool | None = None,
-    most_tokens: int | None = None,
     description: str = "predicting",
-    serving: Callable[[dict[str, Tensor]], AbstractContextManager[Any]] | None = None,
+    serving: Serving | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return the model's logits, `[rows, outputs]` in float32, for every row in order.
 
@@ -109,7 +112,8 @@ def compute_logits(
         share: The number of this process, and how many share the work.
         progress: Whether to show a progress bar; None decides by the terminal.
         description: Its label.
-        serving: Given the inputs of a batch, returns the context in which cached layers are handed over.
+        serving: Given the inputs of a batch on the model's device and on the CPU, returns the context in which cached
+            layers are handed over.
     """
     rank, processes = share
     batches = longest_first(rows.lengths, batch_size, most_tokens)  # too large a batch fails at once

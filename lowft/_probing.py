@@ -168,11 +168,6 @@ def run_evaluation(
     return seconds * whole / sum(_padded(rows.lengths, batch) for batch in batches) / loop.placement.processes
 
 
-def _eval_order(lengths: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
-    order = np.argsort(-lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
 def _padded(lengths: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]) -> int:
     return len(indices) * int(lengths[indices].max())
 

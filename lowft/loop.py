@@ -12,8 +12,8 @@ import torch
 
 from lowft._alignment import align_
 from lowft._choices import noise_wanted
-from lowft._fitting import fit_in_memory_
 from lowft._compiling import compiled
+from lowft._fitting import fit_in_memory_
 from lowft._inference import compute_logits, kept_modes
 from lowft._optimization import make_optimizer
 from lowft._peak import PEAK, PeakMemory
@@ -180,6 +180,7 @@ class Loop:
             self.attached.model,
             self.eval_rows,
             batch_size=self.eval_batch_size,
+            most_tokens=self.eval_tokens,
             precision=self.kept.precision,
             share=(self.placement.rank, self.placement.processes),
             progress=self.config.progress if self.placement.is_main else False,
@@ -194,7 +195,6 @@ class Loop:
 
         wanted = noise_wanted(self.attached.stages)
         errors = bootstrap_error(measured, logits, labels) if wanted else {}
-            most_tokens=self.eval_tokens,
         return measured(logits, labels) | {f"{name}_noise": errors[name] for name in sorted(wanted & errors.keys())}
 
     def resume(self, kept: Kept, history: History) -> None:
@@ -316,6 +316,7 @@ class Loop:
             seed=(seed, self.attached.state.stage_index, epoch),
             group_by_length=config.group_by_length,
         )
+        return steps if config.tokens_per_batch is None else cut_to_tokens(steps, lengths, config.tokens_per_batch)
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Sequence[MicroBatch], Iterator[Batch]]]:
         state, strategy = self.attached.state, self.attached.strategy
@@ -326,6 +327,7 @@ class Loop:
             seed=(self.config.seed, state.stage_index, epoch),
             transform=strategy.on_examples if strategy.strategies else None,
             workers=self.config.dataloader_num_workers,
+            pinned=self.placement.device.type == "cuda",
         )
 
     def _evaluate_and_keep(self) -> dict[str, float]:
@@ -337,7 +339,6 @@ class Loop:
                 f"metric_for_best_model={name!r} was not measured: your metrics function must return it; there are "
                 f"{', '.join(metrics)}"
             )
-        return steps if config.tokens_per_batch is None else cut_to_tokens(steps, lengths, config.tokens_per_batch)
         gain = math.inf
         if math.isnan(metrics[name]):
             gain = -math.inf  # as the best so far, NaN would never be beaten

@@ -177,6 +177,7 @@ def epoch_batches(
     seed: tuple[int, ...] = (0,),
     transform: Callable[[list[Example], BatchRandom], list[Example]] | None = None,
     workers: int = 0,
+    pinned: bool = False,
 ) -> Iterator[tuple[Sequence[MicroBatch], Iterator[Batch]]]:
     """Yield the micro-batches of each step, collated ahead by worker processes where there are some.
 
@@ -187,6 +188,7 @@ def epoch_batches(
         seed: Numbers that decide what `transform` draws, such as (seed, stage, epoch).
         transform: Changes the raw rows of a micro-batch and may add copies.
         workers: Number of worker processes.
+        pinned: Whether to put batches into memory from which a GPU copies by itself.
     """
     steps = range(first, len(plan))
     parts = [(part, (step, index)) for step in steps for index, part in enumerate(plan[step])]
@@ -195,6 +197,7 @@ def epoch_batches(
             _Collated(rows, parts, seed, transform),
             batch_size=None,
             num_workers=workers,
+            pin_memory=pinned,
             collate_fn=_unchanged,
             generator=torch.Generator(),  # else the loader draws from the caller's stream
         )

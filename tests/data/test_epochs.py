@@ -230,6 +230,26 @@ def test_worker_processes_make_the_same_batches(
     assert all(same(one, other) for one, other in zip(collected(rows, workers=workers), own, strict=True))
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_batches_are_pinned_where_that_is_asked_for(
+    pinned: bool, rows: TokenizedRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader pins what it collated, and the batches are the same."""
+    plain = collected(rows)
+    calls: list[int] = []
+
+    def pin(batch: Batch) -> Batch:
+        calls.append(len(batch))
+        return batch
+
+    monkeypatch.setattr(Batch, "pin_memory", pin)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    found = collected(rows, pinned=pinned)
+    assert all(same(one, other) for one, other in zip(found, plain, strict=True))
+    assert len(calls) == (len(plain) if pinned else 0)
+
+
 def test_an_error_in_a_worker_names_the_hook(rows: TokenizedRows) -> None:
     """What a strategy raises in a worker process arrives as its own class, with the hook's name."""
 
