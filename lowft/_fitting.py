@@ -23,7 +23,7 @@ def seconds_of_evaluation(loop: Loop) -> float:
     """Return about how many seconds an evaluation takes, by three of its batches; nothing is changed."""
     rows = loop.eval_rows
     assert rows is not None  # noqa: S101 - asked where there are some
-    return run_evaluation(loop, rows, eval_batches(rows.lengths, loop.eval_batch_size, _EVAL_BATCHES), rows.lengths)
+    return run_evaluation(loop, rows, eval_batches(loop, rows.lengths, _EVAL_BATCHES), rows.lengths)
 
 
 def fit_in_memory_(loop: Loop, most: int) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from lowft._memory import is_out_of_memory, release_memory
 from lowft._progress import progress_bar
+from lowft.data.epochs import longest_first
 from lowft.errors import ModelError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowft.data.batching import TokenizedRows
+
+    Serving = Callable[[dict[str, Tensor], dict[str, Tensor]], AbstractContextManager[Any]]
 
 __all__ = ["autocast", "compute_logits", "evaluation_mode", "kept_modes", "logits_of", "logits_of_rows"]
 
@@ -74,43 +77,46 @@ def logits_of_rows(
     indices: npt.NDArray[np.int64],
     *,
     precision: str,
-    serving: Callable[[dict[str, Tensor]], AbstractContextManager[Any]] | None,
+    serving: Serving | None,
 ) -> npt.NDArray[np.float32]:
     """Return the logits, `[indices, outputs]` in float32, of rows that go through the model as one batch."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    batch = rows.collate(indices.tolist()).to(device)
-    served = contextlib.nullcontext() if serving is None else serving(batch.inputs)
+    collated = rows.collate(indices.tolist())
+    batch = collated.to(device)
+    served = contextlib.nullcontext() if serving is None else serving(batch.inputs, collated.inputs)
     with autocast(precision, device), served:
         return logits_of(model(**batch.inputs)).float().cpu().numpy()
 
 
 @torch.no_grad()
-def compute_logits(
+def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
     model: torch.nn.Module,
     rows: TokenizedRows,
     *,
     batch_size: int,
+    most_tokens: int | None = None,
     precision: str = "float32",
     share: tuple[int, int] = (0, 1),
     progress: bool | None = None,
     description: str = "predicting",
-    serving: Callable[[dict[str, Tensor]], AbstractContextManager[Any]] | None = None,
+    serving: Serving | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return the model's logits, `[rows, outputs]` in float32, for every row in order.
 
     Args:
         model: The model.
         rows: The rows.
-        batch_size: Rows in a batch.
+        batch_size: Rows in a batch at most.
+        most_tokens: Tokens in a batch at most, padding included; a longer row goes alone. None sets no limit.
         precision: "float32" or "bfloat16".
         share: The number of this process, and how many share the work.
         progress: Whether to show a progress bar; None decides by the terminal.
         description: Its label.
-        serving: Given the inputs of a batch, returns the context in which cached layers are handed over.
+        serving: Given the inputs of a batch on the model's device and on the CPU, returns the context in which cached
+            layers are handed over.
     """
     rank, processes = share
-    order = np.argsort(-rows.lengths, kind="stable")  # longest first: too long a batch fails at once
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = longest_first(rows.lengths, batch_size, most_tokens)  # too large a batch fails at once
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
     shown = progress if len(batches) > 1 else False
 

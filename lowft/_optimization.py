@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowft._adamw_8bit import BLOCK, AdamW8bit
 from lowft.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
@@ -36,17 +37,17 @@ def default_learning_rate(model: torch.nn.Module) -> float:
     return _RATE * _WIDTH / width
 
 
-def make_optimizer(attached: Attached, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(attached: Attached, config: TrainingConfig) -> torch.optim.Optimizer:
     """Return AdamW over every parameter that any stage may train, with groups that never change."""
-    groups = attached.parameter_groups(weight_decay=config.weight_decay)
-    device = groups[0]["params"][0].device
-    return torch.optim.AdamW(
-        [{key: group[key] for key in ("params", "depth", "weight_decay")} for group in groups],
-        lr=0.0,  # set before each step
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=device.type in {"cpu", "cuda"},
-    )
+    known = attached.parameter_groups(weight_decay=config.weight_decay)
+    device = known[0]["params"][0].device
+    groups = [{key: group[key] for key in ("params", "depth", "weight_decay")} for group in known]
+    rate = 0.0  # set before each step
+    betas = (config.adam_beta1, config.adam_beta2)
+    if config.optim == "adamw_8bit":
+        return AdamW8bit(groups, rate, betas, config.adam_epsilon)
+    fused = device.type in {"cpu", "cuda"}
+    return torch.optim.AdamW(groups, rate, betas, config.adam_epsilon, fused=fused)
 
 
 def schedule(step: int, steps: int, config: TrainingConfig) -> float:
@@ -104,6 +105,15 @@ def load_optimizer_(optimizer: torch.optim.Optimizer, model: torch.nn.Module, te
     for path, tensor in tensors.items():
         name, key = path.rsplit("/", 1)
         parameter = parameters.get(name)
-        if parameter is None or (tensor.ndim and tensor.shape != parameter.shape):
+        in_8_bits = isinstance(optimizer, AdamW8bit)
+        if parameter is None or (tensor.ndim and tensor.shape != _shape(parameter, key, in_8_bits=in_8_bits)):
             raise CheckpointMismatchError(f"the saved optimizer state {path!r} does not fit a parameter of this model")
-        optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)  # the optimizer writes into it
+        device = torch.device("cpu") if in_8_bits and key == "step" else parameter.device
+        optimizer.state[parameter][key] = tensor.to(device, copy=True)  # the optimizer writes into it
+
+
+def _shape(parameter: Tensor, key: str, *, in_8_bits: bool) -> torch.Size:
+    """Return the shape that a part of a parameter's state must have."""
+    if in_8_bits and key.endswith("_scale"):
+        return torch.Size((math.ceil(parameter.numel() / BLOCK),))
+    return parameter.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 __all__ = ["Placement", "find_placement"]
+
+# What `accelerate launch` tells its processes, and of what.
+_DIVIDES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 
 
 @dataclass(frozen=True)
@@ -84,10 +93,19 @@ def find_placement(device: str | None) -> Placement:
     """Return where to compute: the device asked for, or the one that Accelerate chooses.
 
     Raises:
-        ConfigError: The device does not exist here.
+        ConfigError: The device does not exist here, or Accelerate is to divide the model among processes.
     """
     from accelerate import PartialState
 
+    for variable, method in _DIVIDES.items():
+        if os.environ.get(variable, "false").lower() in {"1", "true", "yes"}:
+            raise ConfigError(
+                f"Accelerate is set to divide the model among processes with {method} ({variable}="
+                f"{os.environ[variable]}), which lowft cannot: its strategies, its optimizer and its checkpoints know "
+                f"each weight whole, by its name. Start the processes with torchrun, or with accelerate launch "
+                f"--multi_gpu, where each holds the whole model; to make it fit, train fewer layers "
+                f"(PartialFreeze(top=...)), or set optim='adamw_8bit', gradient_checkpointing=True, or tokens_per_batch"
+            )
     state = PartialState(cpu=device == "cpu")  # one for the whole process: later calls return the first
     if device is None:
         return Placement(state.device, state.num_processes, state.process_index)

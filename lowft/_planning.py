@@ -77,7 +77,7 @@ class _Probe:
         with seeded(loop.config.seed, self.index):
             loop.attached.start_stage(self.index)
         state.stage_steps = steps = loop.planned_steps(state.stage)
-        loop.forward = loop.attached.model
+        loop.forward = loop.wrapped()
         loop.attached.train()
         epochs = steps / loop.steps_per_epoch
         evaluations = loop.evaluations
@@ -85,7 +85,7 @@ class _Probe:
         longest = longest_step(loop, lengths, min(_EPOCHS, math.ceil(epochs)))
         chosen = [longest, longest, *_spread(loop.plan_epoch(0, lengths), lengths)]
         eval_lengths = None if loop.eval_rows is None else np.minimum(loop.eval_rows.lengths, self.max_length)
-        eval_chosen = [] if eval_lengths is None else eval_batches(eval_lengths, loop.eval_batch_size, _EVAL_BATCHES)
+        eval_chosen = [] if eval_lengths is None else eval_batches(loop, eval_lengths, _EVAL_BATCHES)
         # The rows that are measured, and those that the cache computes first.
         most = np.argsort(-lengths, kind="stable")[:ROWS_TOGETHER]
         wanted = [index for step in chosen for part in step for index in part.indices]

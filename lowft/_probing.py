@@ -17,7 +17,7 @@ from lowft._peak import PeakMemory, size_of
 from lowft._randomness import seeded
 from lowft._step import train_step
 from lowft.checkpoint import model_tensors
-from lowft.data.epochs import epoch_batches
+from lowft.data.epochs import epoch_batches, longest_first
 from lowft.history import History
 
 if TYPE_CHECKING:
@@ -140,9 +140,9 @@ def run_steps(loop: Loop, rows: TokenizedRows, steps: _Steps) -> list[float]:
     return found
 
 
-def eval_batches(lengths: npt.NDArray[np.int64], batch_size: int, most: int) -> list[npt.NDArray[np.int64]]:
-    """Return so many of an evaluation's batches, the longest and a spread of the others."""
-    batches = _eval_order(lengths, batch_size)
+def eval_batches(loop: Loop, lengths: npt.NDArray[np.int64], most: int) -> list[npt.NDArray[np.int64]]:
+    """Return so many of the batches in which rows of these lengths are evaluated: the longest, and a spread."""
+    batches = longest_first(lengths, loop.eval_batch_size, loop.eval_tokens)
     return [batches[index] for index in sorted({round(place) for place in np.linspace(0, len(batches) - 1, most)})]
 
 
@@ -164,13 +164,8 @@ def run_evaluation(
             logits_of_rows(model, rows, indices, precision=loop.kept.precision, serving=loop.caches.serving)
     _wait(loop)
     seconds = time.perf_counter() - began
-    whole = sum(_padded(lengths, batch) for batch in _eval_order(lengths, loop.eval_batch_size))
+    whole = sum(_padded(lengths, batch) for batch in longest_first(lengths, loop.eval_batch_size, loop.eval_tokens))
     return seconds * whole / sum(_padded(rows.lengths, batch) for batch in batches) / loop.placement.processes
-
-
-def _eval_order(lengths: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
-    order = np.argsort(-lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def _padded(lengths: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]) -> int:

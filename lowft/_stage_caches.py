@@ -110,12 +110,12 @@ class StageCaches:
         return self._described(self._now, told, reused=reused, seconds=time.perf_counter() - started)
 
     @contextlib.contextmanager
-    def serving(self, inputs: dict[str, Tensor]) -> Iterator[None]:
-        """Hand over in the model's forward what is cached for these rows."""
+    def serving(self, inputs: dict[str, Tensor], on_cpu: dict[str, Tensor]) -> Iterator[None]:
+        """Hand over in the model's forward what is cached for these rows; `on_cpu` are the same inputs."""
         if self._now is None:
             yield
             return
-        with self._now.serving(inputs) as served:
+        with self._now.serving(inputs, on_cpu) as served:
             count = self.attached.state.memory_of(_MEMORY)
             count["served"] = count.get("served", 0) + served
             count["asked"] = count.get("asked", 0) + len(next(iter(inputs.values())))

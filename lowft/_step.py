@@ -57,9 +57,9 @@ def _try_step(loop: Loop, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[
     with seeded(config.seed, state.step, loop.placement.rank):
         rate = set_learning_rates_(loop.optimizer, attached, config)
         for index, (part, piece) in enumerate(pieces):
-            batch = attached.on_batch(piece.to(loop.placement.device))
+            batch, on_cpu = _on_device(loop, piece)
             with loop.placement.exchange(loop.forward, last=index == len(pieces) - 1):
-                with autocast(loop.kept.precision, loop.placement.device), loop.caches.serving(batch.inputs):
+                with autocast(loop.kept.precision, loop.placement.device), loop.caches.serving(batch.inputs, on_cpu):
                     outputs = loop.forward(**batch.inputs)
                 logits, labels = logits_of(outputs).float(), _labels(batch)
                 loss, row_losses = task_loss(
@@ -87,6 +87,22 @@ def _try_step(loop: Loop, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[
             _skip_or_raise(loop, total, norm, seen)
     loop.record("train", **{name: values[name] for name in ("loss", "learning_rate", "grad_norm")})
     return values
+
+
+def _on_device(loop: Loop, piece: Batch) -> tuple[Batch, dict[str, Tensor]]:
+    """Return a batch on the device as strategies leave it, and its inputs on the CPU, where they can be read at once.
+
+    The tensors that were collated are those inputs, unless a strategy put others in their place or wrote into them.
+    """
+    moved = piece.to(loop.placement.device)
+    before = _state_of(moved.inputs)
+    batch = loop.attached.on_batch(moved)
+    return batch, piece.inputs if _state_of(batch.inputs) == before else batch.inputs
+
+
+def _state_of(inputs: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Return which tensors there are, and how often each was written into."""
+    return {name: (id(tensor), tensor._version) for name, tensor in inputs.items()}  # noqa: SLF001 - autograd's counter
 
 
 def _halve_or_raise(loop: Loop, rows: int, error: Exception) -> None:

@@ -47,6 +47,7 @@ _LEAST: Mapping[str, int] = {
     "save_steps": 1,
     "save_total_limit": 1,
     "seed": 0,
+    "tokens_per_batch": 1,
 }
 _BOUNDS: Mapping[str, Mapping[str, float]] = {
     "adam_beta1": {"least": 0, "below": 1},
@@ -65,6 +66,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "lr_scheduler_type": ("linear", "cosine", "constant"),
     "on_bad_row": ("error", "drop"),
     "on_nonfinite": ("raise", "skip"),
+    "optim": ("adamw", "adamw_8bit"),
     "precision": ("auto", "float32", "bfloat16"),
 }
 
@@ -86,11 +88,17 @@ class TrainingConfig:
         batch_size: Rows in a micro-batch of one process. An optimizer step sees
             `batch_size × gradient_accumulation_steps × processes` rows.
         eval_batch_size: Rows in an evaluation batch of one process.
+        tokens_per_batch: Tokens in a micro-batch or evaluation batch at most, padding included: batches that hold more
+            are cut, with the same rows in each optimizer step. Give a large `batch_size` with it, so that short rows go
+            together and long ones in small groups. A longer row goes alone; copies that strategies add to a batch come
+            on top. None sets no limit.
         gradient_accumulation_steps: Micro-batches in an optimizer step. The gradient equals that of one big
             batch, ragged batches included.
         learning_rate: Peak learning rate of AdamW; None takes 5e-5 × 768 ÷ the model's width, which is 5e-5 for
             BERT-base and 1e-4 for MiniLM. Adam's best rate falls with the width (Yang et al. 2022, Tensor
             Programs V, table 3).
+        optim: "adamw", or "adamw_8bit", which stores the moments in 8 bits and so needs a quarter of the memory for
+            them; a step takes longer, and is the same but for that rounding.
         weight_decay: Decoupled weight decay, not applied to biases and normalisation weights.
         adam_beta1: Decay rate of the first moment.
         adam_beta2: Decay rate of the second moment.
@@ -100,6 +108,12 @@ class TrainingConfig:
         max_grad_norm: Gradients are scaled down to this L2 norm; None leaves them.
         precision: "float32", or "bfloat16" for autocast with float32 weights; "auto" takes the faster one, by a short
             measurement which the history tells. A resumed run goes on in the precision that was found.
+        tf32: Whether a CUDA GPU multiplies float32 matrices in TF32, with 10 bits of mantissa, while the run trains and
+            validates; None leaves what torch is set to. It changes nothing on other devices, and no setting of torch
+            once a step is made.
+        torch_compile: Compile the forward pass of training with `torch.compile`, anew for each stage; evaluations run
+            as they are. Needs a C++ compiler on a CPU. Losses agree with those without it to rounding.
+        torch_compile_backend: The backend of `torch.compile`.
         gradient_checkpointing: Keep only what enters each block that trains, and compute the rest again in the backward
             pass: less memory, more time, and the same losses.
         max_length: Tokens after which a text is cut; None is the model's own limit.
@@ -144,8 +158,10 @@ class TrainingConfig:
     max_memory: int | None = None
     batch_size: int = 16
     eval_batch_size: int = 64
+    tokens_per_batch: int | None = None
     gradient_accumulation_steps: int = 1
     learning_rate: float | None = None
+    optim: Literal["adamw", "adamw_8bit"] = "adamw"
     weight_decay: float = 0.01
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -154,6 +170,9 @@ class TrainingConfig:
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: float | None = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    tf32: bool | None = None
+    torch_compile: bool = False
+    torch_compile_backend: str = "inductor"
     gradient_checkpointing: bool = False
     max_length: int | None = None
     group_by_length: bool = True
@@ -196,9 +215,11 @@ class TrainingConfig:
             "overwrite_output_dir",
             "prefix_cache",
             "progress",
+            "tf32",
+            "torch_compile",
         ):
             self._check(name, check_flag)
-        for name in ("metric_for_best_model", "device"):
+        for name in ("metric_for_best_model", "device", "torch_compile_backend"):
             self._check(name, check_text)
         if self.output_dir is not None and not isinstance(self.output_dir, str | os.PathLike):
             raise ConfigError(f"TrainingConfig.output_dir must be a folder; received {self.output_dir!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -11,6 +12,7 @@ import torch
 
 from lowft._alignment import align_
 from lowft._choices import noise_wanted
+from lowft._compiling import compiled
 from lowft._fitting import fit_in_memory_
 from lowft._inference import compute_logits, kept_modes
 from lowft._optimization import make_optimizer
@@ -20,10 +22,11 @@ from lowft._randomness import seeded
 from lowft._recomputing import keep_activations_
 from lowft._stage_caches import Passes, StageCaches
 from lowft._step import train_step
+from lowft._tf32 import products_in_tf32
 from lowft._time_limit import TimeLimit
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
-from lowft.data.epochs import epoch_batches, plan_epoch
+from lowft.data.epochs import cut_to_tokens, epoch_batches, plan_epoch
 from lowft.errors import ConfigError
 from lowft.history import History
 from lowft.metrics import bootstrap_error
@@ -31,7 +34,7 @@ from lowft.results import Kept, StepResult
 from lowft.stages import Decision, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -75,7 +78,9 @@ class Loop:
         self.history = History()
         precision, self._why_precision = config.precision, ""
         if precision == "auto":
-            precision, self._why_precision = placement.gather(faster_precision(attached.model, placement.device))[0]
+            with products_in_tf32(config.tf32):
+                found = faster_precision(attached.model, placement.device)
+            precision, self._why_precision = placement.gather(found)[0]
         self.kept = Kept(precision=precision)
         self.optimizer = make_optimizer(attached, config)
         self.finished = False
@@ -113,6 +118,12 @@ class Loop:
         return max(1, self.config.eval_batch_size >> self.kept.eval_halvings)
 
     @property
+    def eval_tokens(self) -> int | None:
+        """Return the tokens that go through the model at once in an evaluation at most; None without a limit."""
+        most = self.config.tokens_per_batch
+        return None if most is None else max(1, most >> self.kept.eval_halvings)
+
+    @property
     def evaluate_every(self) -> int:
         """Return the optimizer steps from one evaluation to the next."""
         return self.config.eval_steps or self.steps_per_epoch
@@ -131,6 +142,15 @@ class Loop:
 
     def steps(self) -> Iterator[StepResult]:
         """Run on from where the state is, a step at a time, to the end of the last stage."""
+        with contextlib.closing(self._steps()) as steps:
+            while True:
+                with products_in_tf32(self.config.tf32):  # not while the caller looks at a step
+                    result = next(steps, None)
+                if result is None:
+                    return
+                yield result
+
+    def _steps(self) -> Generator[StepResult]:
         state = self.attached.state
         for index in self.attached.remaining_stages():
             if self.forward is None or index != state.stage_index:
@@ -160,6 +180,7 @@ class Loop:
             self.attached.model,
             self.eval_rows,
             batch_size=self.eval_batch_size,
+            most_tokens=self.eval_tokens,
             precision=self.kept.precision,
             share=(self.placement.rank, self.placement.processes),
             progress=self.config.progress if self.placement.is_main else False,
@@ -219,7 +240,14 @@ class Loop:
 
     def _enter(self) -> None:
         self.attached.state.stage_steps = self.limit.cut_again(self.planned_steps(self.attached.state.stage))
-        self.forward = self.placement.wrap(self.attached.model)
+        self.forward = self.wrapped()
+
+    def wrapped(self) -> torch.nn.Module:
+        """Return what is called in training: the model, compiled where that is asked for, one of several processes'."""
+        model = self.attached.model
+        if self.config.torch_compile:
+            model = compiled(model, self.config.torch_compile_backend)
+        return self.placement.wrap(model)
 
     def _run_stage(self) -> Iterator[StepResult]:
         state = self.attached.state
@@ -278,8 +306,9 @@ class Loop:
         """Return the optimizer steps of one epoch of the current stage, for the rows or for others of these lengths."""
         config = self.config
         seed = config.seed if config.data_seed is None else config.data_seed
-        return plan_epoch(
-            self.train_rows.lengths if lengths is None else lengths,
+        lengths = self.train_rows.lengths if lengths is None else lengths
+        steps = plan_epoch(
+            lengths,
             batch_size=self.batch_size(self.attached.state.stage),
             accumulation=config.gradient_accumulation_steps,
             processes=self.placement.processes,
@@ -287,6 +316,7 @@ class Loop:
             seed=(seed, self.attached.state.stage_index, epoch),
             group_by_length=config.group_by_length,
         )
+        return steps if config.tokens_per_batch is None else cut_to_tokens(steps, lengths, config.tokens_per_batch)
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Sequence[MicroBatch], Iterator[Batch]]]:
         state, strategy = self.attached.state, self.attached.strategy
@@ -297,6 +327,7 @@ class Loop:
             seed=(self.config.seed, state.stage_index, epoch),
             transform=strategy.on_examples if strategy.strategies else None,
             workers=self.config.dataloader_num_workers,
+            pinned=self.placement.device.type == "cuda",
         )
 
     def _evaluate_and_keep(self) -> dict[str, float]:

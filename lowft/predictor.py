@@ -39,10 +39,11 @@ class Predictor:
         labels: The task and its classes.
         max_length: Tokens after which a text is cut.
         takes_pairs: Whether a row is a pair of texts.
-        batch_size: Rows in a batch.
+        batch_size: Rows in a batch at most.
         precision: "float32" or "bfloat16".
         progress: Whether to show a progress bar; None decides by the terminal.
         threads: Threads to compute with; as many as torch uses if None.
+        tokens_per_batch: Tokens in a batch at most, padding included; None sets no limit.
 
     >>> from importlib.resources import files
     >>> import lowft
@@ -62,6 +63,7 @@ class Predictor:
     precision: str = "float32"
     progress: bool | None = None
     threads: int | None = None
+    tokens_per_batch: int | None = None
 
     def predict_logits(self, texts: Any, *, column_mapping: Mapping[str, str] | None = None) -> npt.NDArray[np.float32]:
         """Return the model's raw outputs, `[rows, outputs]`.
@@ -164,6 +166,7 @@ class Predictor:
                 self.model,
                 tokenized,
                 batch_size=self.batch_size,
+                most_tokens=self.tokens_per_batch,
                 precision=self.precision,
                 progress=self.progress,
             )

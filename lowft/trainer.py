@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from lowft._choices import check_gates, check_unlabeled, choose_loss, choose_metric, run_identity
+from lowft._compiling import check_compilable
 from lowft._optimization import default_learning_rate
 from lowft._peak import check_measurable
 from lowft._placement import find_placement
@@ -20,6 +21,7 @@ from lowft._run_words import describe_run
 from lowft._settings import check_choice, check_real
 from lowft._signals import StopRequest
 from lowft._suggesting import make_plan
+from lowft._tf32 import products_in_tf32
 from lowft.attach import attach
 from lowft.checkpoint import Checkpoints, commit_folder
 from lowft.config import TrainingConfig
@@ -128,6 +130,8 @@ class Trainer:
         if unlabeled_dataset is not None:
             check_unlabeled(strategy)
         self._placement = find_placement(self.config.device)
+        if self.config.torch_compile:
+            check_compilable(self.config.torch_compile_backend, self._placement.device)
         if self.config.max_memory is not None:
             check_measurable("TrainingConfig", self._placement.device)
         with seeded(self.config.seed):
@@ -302,7 +306,8 @@ class Trainer:
             ConfigError: A limit out of its range, or one on memory where memory cannot be measured; several processes.
             TrainingError: The run has begun already.
         """
-        return make_plan(self._loop, self._parts.max_length, max_minutes=max_minutes, max_memory=max_memory)
+        with products_in_tf32(self.config.tf32):
+            return make_plan(self._loop, self._parts.max_length, max_minutes=max_minutes, max_memory=max_memory)
 
     def evaluate(
         self, data: Any = None, *, name: str | None = None, column_mapping: Mapping[str, str] | None = None
@@ -426,6 +431,7 @@ class Trainer:
             self._parts.max_length,
             takes_pairs=self._parts.train_rows.rows.pairs is not None,
             batch_size=self.config.eval_batch_size,
+            tokens_per_batch=self.config.tokens_per_batch,
             precision=self._loop.kept.precision,
             progress=self.config.progress,
         )

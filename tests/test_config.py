@@ -20,15 +20,17 @@ FIELDS = [field.name for field in dataclasses.fields(TrainingConfig)]
 OPTIONAL = {
     "class_weights", "data_seed", "device", "early_stopping_patience", "eval_steps", "greater_is_better",
     "learning_rate", "max_grad_norm", "max_length", "max_memory", "max_minutes", "max_steps", "metric_for_best_model",
-    "output_dir", "progress", "save_steps",
+    "output_dir", "progress", "save_steps", "tf32", "tokens_per_batch",
 }  # fmt: skip
 AT_LEAST_ONE = (
     "batch_size", "early_stopping_patience", "eval_batch_size", "eval_steps", "gradient_accumulation_steps",
-    "max_length", "max_memory", "max_steps", "save_steps", "save_total_limit",
+    "max_length", "max_memory", "max_steps", "save_steps", "save_total_limit", "tokens_per_batch",
 )  # fmt: skip
 AT_LEAST_ZERO = ("data_seed", "dataloader_num_workers", "max_nonfinite_steps", "seed")
 ABOVE_ZERO = ("adam_epsilon", "epochs", "learning_rate", "max_grad_norm", "max_minutes")
-FLAGS = ("gradient_checkpointing", "group_by_length", "load_best_model_at_end", "overwrite_output_dir")
+FLAGS = (
+    "gradient_checkpointing", "group_by_length", "load_best_model_at_end", "overwrite_output_dir", "torch_compile",
+)  # fmt: skip
 
 
 def made(settings: dict[str, Any]) -> TrainingConfig:
@@ -99,6 +101,7 @@ def test_amounts_may_be_zero(name: str) -> None:
         ("precision", "float16", "bfloat16"),
         ("on_nonfinite", "skipp", "skip"),
         ("on_bad_row", "dropp", "drop"),
+        ("optim", "adamw_8bits", "adamw_8bit"),
         ("class_weights", "balance", "balanced"),
     ],
 )
@@ -110,14 +113,14 @@ def test_a_choice_names_a_near_one(name: str, value: str, near: str) -> None:
         made({name: "zzz"})
 
 
-@pytest.mark.parametrize("name", [*FLAGS, "greater_is_better", "progress"])
+@pytest.mark.parametrize("name", [*FLAGS, "greater_is_better", "progress", "tf32"])
 def test_flags_are_true_or_false(name: str) -> None:
     """The text "false", which is true to Python, is refused."""
     for bad in ("false", 0, 1):
         refused(name, bad, "True or False")
 
 
-@pytest.mark.parametrize("name", ["device", "metric_for_best_model"])
+@pytest.mark.parametrize("name", ["device", "metric_for_best_model", "torch_compile_backend"])
 def test_names_are_texts(name: str) -> None:
     """An empty text is no name; nor is an object that prints like one."""
     for bad in ("", 3, torch.device("cpu")):

@@ -18,7 +18,7 @@ from tests.test_strategies_table import assert_same
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 300  # many times what it takes: a process that waits for the other in vain is what must be found
-STEPS = {"plain": 4, "staged": 8, "taught": 6}
+STEPS = {"plain": 4, "limited": 4, "staged": 8, "taught": 6}
 Read = Callable[[str, int], tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
 

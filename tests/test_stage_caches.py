@@ -12,7 +12,8 @@ import torch
 
 from lowft.augment import RandomSwap
 from lowft.data.batching import Batch
-from lowft.models import find_layers
+from lowft.data.rows import Rows
+from lowft.models import find_layers, prefix_cache
 from lowft.stages import Stage
 from lowft.state import State
 from lowft.strategies import Augment, LayerwiseUnfreeze, PartialFreeze, Unfreeze
@@ -125,6 +126,18 @@ class _ChangesTokens(Strategy):
 
 
 @dataclass(frozen=True)
+class _WritesTokens(Strategy):
+    """Writes into the tensors that it is given, and says that the rows stay the same."""
+
+    def recurring(self, dataset: Rows) -> Rows | None:
+        return dataset
+
+    def on_batch(self, batch: Batch, state: State) -> Batch:
+        batch.inputs["input_ids"][:, 1] = 7
+        return batch
+
+
+@dataclass(frozen=True)
 class _LooksInside(Strategy):
     contract: ClassVar[Contract] = Contract(invalidates=frozenset({"prefix"}))
 
@@ -134,6 +147,37 @@ def test_rows_that_a_strategy_changes_are_not_served() -> None:
     strategies = [_ChangesTokens(), PartialFreeze(top=1)]
     with_cache, without = run("bert", strategies, cache=True), run("bert", strategies, cache=False)
     assert "training rows not cached, since _ChangesTokens changes them" in notes(with_cache)[0]
+    assert_same_losses(with_cache, without)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "needed"), [(Strategy(), False), (_ChangesTokens(), True), (_WritesTokens(), True)]
+)
+def test_a_device_is_read_only_where_a_strategy_changed_its_tensors(
+    strategy: Strategy, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are known by what was collated on the CPU; what a strategy wrote on the device is not missed."""
+    on_device: list[int] = []
+    read: list[bool] = []
+    row_keys = prefix_cache.row_keys
+
+    def moved(batch: Batch, _device: torch.device) -> Batch:
+        inputs = {name: tensor.clone() for name, tensor in batch.inputs.items()}
+        on_device.extend(map(id, inputs.values()))
+        kept.append(inputs)  # else another tensor may get the number of one that is gone
+        return dataclasses.replace(batch, inputs=inputs)
+
+    def keys(inputs: dict[str, Any], names: tuple[str, ...]) -> list[bytes]:
+        read.append(any(id(tensor) in on_device for tensor in inputs.values()))
+        return row_keys(inputs, names)
+
+    kept: list[dict[str, Any]] = []
+    without = run("bert", [strategy, PartialFreeze(top=1)], cache=False)
+    monkeypatch.setattr(Batch, "to", moved)
+    monkeypatch.setattr(prefix_cache, "row_keys", keys)
+    with_cache = run("bert", [strategy, PartialFreeze(top=1)], cache=True)
+    assert len(read) > 10
+    assert any(read) == needed
     assert_same_losses(with_cache, without)
 
 

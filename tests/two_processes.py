@@ -67,6 +67,23 @@ def plain(found: Found, folder: Path) -> None:
     found.keep("plain", trainer, metrics=dict(trainer.evaluate().metrics))
 
 
+def limited(found: Found, folder: Path) -> None:
+    """Train with few tokens at a time, so that processes make different numbers of micro-batches, and compiled."""
+    trainer = tiny_trainer(
+        model=tiny_model("bert", **NO_DROPOUT),
+        train_dataset=tiny_rows(13),
+        eval_dataset=tiny_rows(7, seed=1),
+        batch_size=4 // PROCESSES,
+        tokens_per_batch=12,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+        load_best_model_at_end=False,
+        **STEADY,
+    )
+    trainer.fit()
+    found.keep("limited", trainer)
+
+
 def staged(found: Found, folder: Path) -> None:
     """Unfreeze in three stages of their own batch sizes; with 9 rows, a step leaves a process without any row."""
     schedule = (
@@ -192,6 +209,7 @@ def main() -> None:
     folder = found.folder / "work"
     folder.mkdir(exist_ok=True)
     plain(found, folder)
+    limited(found, folder)
     staged(found, folder)
     taught(found, folder)
     if PROCESSES > 1:

@@ -99,10 +99,16 @@ class Batch:
         ]
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on another device."""
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        labels = self.labels.to(device, non_blocking=True) if self.labels is not None else None
-        return replace(self, inputs=inputs, labels=labels)
+        """Return the batch on another device; from pinned memory, the copy goes on while the process does."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory from which a GPU takes its copy while the process goes on."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=None if self.labels is None else change(self.labels))
 
 
 def _trimmed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["MicroBatch", "epoch_batches", "halved", "plan_epoch"]
+__all__ = ["MicroBatch", "cut_to_tokens", "epoch_batches", "halved", "longest_first", "plan_epoch"]
 
 _WINDOWS_SORTED_TOGETHER = 50  # enough to leave little padding, few enough to keep the order random
 _LEAST_CHUNKS = 4  # else few rows would form the same batches in every epoch
@@ -89,6 +89,57 @@ def plan_epoch(
     return steps
 
 
+def longest_first(
+    lengths: npt.NDArray[np.int64], most_rows: int, most_tokens: int | None = None
+) -> list[npt.NDArray[np.int64]]:
+    """Return the indices of all rows in batches, the longest rows first.
+
+    Args:
+        lengths: Tokens of each row, `[rows]`.
+        most_rows: Rows in a batch at most.
+        most_tokens: Tokens in a batch at most, padding included; a longer row goes alone. None sets no limit.
+
+    >>> [batch.tolist() for batch in longest_first(np.array([3, 9, 4, 8, 5]), 3, most_tokens=16)]
+    [[1], [3, 4], [2, 0]]
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        room = most_rows if most_tokens is None else min(most_rows, most_tokens // longest)
+        batches.append(order[start : start + max(1, room)])
+        start += len(batches[-1])
+    return batches
+
+
+def cut_to_tokens(
+    steps: Sequence[Sequence[MicroBatch]], lengths: npt.NDArray[np.int64], most_tokens: int
+) -> list[list[MicroBatch]]:
+    """Return a plan whose micro-batches hold no more than so many tokens, padding included.
+
+    Each optimizer step keeps its rows, and each row its share of it, so the gradient stays the same. A micro-batch that
+    fits stays as it is; one that does not is cut into as few pieces as its rows sorted by length allow.
+
+    Args:
+        steps: What `plan_epoch` returned.
+        lengths: Tokens of each row, `[rows]`.
+        most_tokens: Tokens at most; a longer row goes alone.
+
+    >>> (step,) = cut_to_tokens([[MicroBatch((0, 1, 2, 3), 1.0)]], np.array([9, 3, 4, 8]), 18)
+    >>> [(part.indices, part.share) for part in step]
+    [((0, 3), 0.5), ((2, 1), 0.5)]
+    """
+    return [[piece for part in step for piece in _cut(part, lengths, most_tokens)] for step in steps]
+
+
+def _cut(part: MicroBatch, lengths: npt.NDArray[np.int64], most_tokens: int) -> list[MicroBatch]:
+    indices = np.array(part.indices)
+    batches = longest_first(lengths[indices], len(indices), most_tokens)
+    if len(batches) == 1:
+        return [part]
+    return [MicroBatch(tuple(indices[batch].tolist()), part.share * len(batch) / len(indices)) for batch in batches]
+
+
 def halved(part: MicroBatch, batch: Batch, times: int) -> list[tuple[MicroBatch, Batch]]:
     """Return a micro-batch cut in half so many times over, each piece with its share of the step.
 
@@ -126,6 +177,7 @@ def epoch_batches(
     seed: tuple[int, ...] = (0,),
     transform: Callable[[list[Example], BatchRandom], list[Example]] | None = None,
     workers: int = 0,
+    pinned: bool = False,
 ) -> Iterator[tuple[Sequence[MicroBatch], Iterator[Batch]]]:
     """Yield the micro-batches of each step, collated ahead by worker processes where there are some.
 
@@ -136,6 +188,7 @@ def epoch_batches(
         seed: Numbers that decide what `transform` draws, such as (seed, stage, epoch).
         transform: Changes the raw rows of a micro-batch and may add copies.
         workers: Number of worker processes.
+        pinned: Whether to put batches into memory from which a GPU copies by itself.
     """
     steps = range(first, len(plan))
     parts = [(part, (step, index)) for step in steps for index, part in enumerate(plan[step])]
@@ -144,6 +197,7 @@ def epoch_batches(
             _Collated(rows, parts, seed, transform),
             batch_size=None,
             num_workers=workers,
+            pin_memory=pinned,
             collate_fn=_unchanged,
             generator=torch.Generator(),  # else the loader draws from the caller's stream
         )

@@ -128,13 +128,14 @@ class PrefixCache:
         return len(self) == self.expected
 
     @contextlib.contextmanager
-    def serving(self, inputs: dict[str, Tensor]) -> Iterator[int]:
+    def serving(self, inputs: dict[str, Tensor], on_cpu: dict[str, Tensor] | None = None) -> Iterator[int]:
         """Let the model's forward take what the prefix gives for these rows from the cache.
 
         Rows that are not in store are run up to the end of the prefix, without gradients.
 
         Args:
             inputs: The model's inputs, padded on the right. The frozen modules are in evaluation mode.
+            on_cpu: The same inputs on the CPU, so that a GPU need not be waited for to read them; None reads `inputs`.
 
         Yields:
             How many of the rows are in store.
@@ -144,13 +145,15 @@ class PrefixCache:
         """
         if self._store is None:
             raise RuntimeError("this PrefixCache is closed: its states are gone")
-        found = [self._store.get(key) for key in row_keys(inputs, self._names)]
+        read = inputs if on_cpu is None else on_cpu
+        found = [self._store.get(key) for key in row_keys(read, self._names)]
         known = [(index, states) for index, states in enumerate(found) if states is not None]
         if not known:
             yield 0
             return
         missing = [index for index, states in enumerate(found) if states is None]
-        with self._prefix.handing_over(self._gathered(inputs, known, missing)):
+        lengths = read["attention_mask"].sum(dim=1).tolist()
+        with self._prefix.handing_over(self._gathered(inputs, lengths, known, missing)):
             yield len(known)
 
     def close(self) -> None:
@@ -163,15 +166,17 @@ class PrefixCache:
             for key, length, row in zip(batch.keys, batch.lengths, states.cpu(), strict=True):
                 self._store.put(key, row[self._prefix.read(length)])
 
-    def _gathered(self, inputs: dict[str, Tensor], known: list[tuple[int, Tensor]], missing: list[int]) -> Tensor:
+    def _gathered(
+        self, inputs: dict[str, Tensor], lengths: list[int], known: list[tuple[int, Tensor]], missing: list[int]
+    ) -> Tensor:
         """Return the states of a batch, `[batch, tokens, width]`, of rows in store and of those computed now."""
         mask = inputs["attention_mask"]
-        width = known[0][1].shape[-1]
-        states = known[0][1].new_zeros((*mask.shape, width))
-        lengths = mask.sum(dim=1).tolist()
+        like = known[0][1]
+        # Of pinned memory a GPU takes its copy while the process goes on.
+        states = torch.zeros((*mask.shape, like.shape[-1]), dtype=like.dtype, pin_memory=mask.is_cuda)
         for index, row in known:
             states[index, self._prefix.read(lengths[index])] = row
-        states = states.to(mask.device)
+        states = states.to(mask.device, non_blocking=mask.is_cuda)
         if missing:
             longest = max(lengths[index] for index in missing)
             (computed,) = catch([self._prefix], {name: value[missing, :longest] for name, value in inputs.items()})

@@ -226,6 +226,22 @@ def test_a_batch_knows_its_size_and_moves() -> None:
     assert Batch({"input_ids": torch.ones(1, 1)}).to(torch.device("cpu")).labels is None
 
 
+def test_a_batch_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor of a batch is put into pinned memory, which a machine without a GPU does not have."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batch = Batch({"input_ids": torch.ones(3, 2), "attention_mask": torch.ones(3, 2)}, torch.ones(3), (7, 8, 9))
+    found = batch.pin_memory()
+    assert [*map(id, found.inputs.values()), id(found.labels)] == [*map(id, pinned)]
+    assert found.rows == batch.rows
+    assert Batch({"input_ids": torch.ones(1, 1)}).pin_memory().labels is None
+
+
 EPOCHS = st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
 POSITIONS = st.tuples(st.integers(0, 5), st.integers(0, 5))
 

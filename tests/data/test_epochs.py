@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowft.data.batching import Batch, BatchRandom, Example, TokenizedRows
-from lowft.data.epochs import MicroBatch, epoch_batches, plan_epoch
+from lowft.data.epochs import MicroBatch, cut_to_tokens, epoch_batches, longest_first, plan_epoch
 from lowft.data.rows import Rows
 from lowft.errors import TrainingError
 from lowft.strategy import Strategy, chain
@@ -135,6 +135,44 @@ def test_a_process_without_a_row_takes_part_for_nothing() -> None:
     assert [[(part.indices, part.share) for part in plan[0]] for plan in ranks] == [[((0,), 1.0)], [((0,), 0.0)]]
 
 
+@given(
+    lengths=LENGTHS, batch=st.integers(1, 30), accumulation=st.integers(1, 3), processes=st.integers(1, 3),
+    most=st.integers(1, 300), group=st.booleans(),
+)  # fmt: skip
+def test_micro_batches_keep_to_a_budget_of_tokens(
+    lengths: Any, batch: int, accumulation: int, processes: int, most: int, group: bool
+) -> None:
+    """Steps keep their rows and each row its weight; none but a row alone takes more tokens, and what fits stays."""
+    whole = plans(lengths, processes, batch_size=batch, accumulation=accumulation, group_by_length=group)
+    ranks = [cut_to_tokens(plan, lengths, most) for plan in whole]
+    assert windows(ranks) == windows(whole)
+    assert Counter(index for window in windows(ranks) for index in window) == Counter(range(len(lengths)))
+    for step in zip(*ranks, strict=True):
+        assert all(step)  # each process takes part in the exchange
+        parts = [part for own in step for part in own]
+        rows = sum(len(part.indices) for part in parts if part.share)
+        assert sum(part.share for part in parts) == pytest.approx(1, abs=1e-12)
+        for part in parts:
+            tokens = len(part.indices) * lengths[list(part.indices)].max()
+            assert tokens <= most or len(part.indices) == 1
+            assert part.share in (0, pytest.approx(len(part.indices) / rows))
+    if most >= batch * 40:
+        assert ranks == whole
+
+
+@given(lengths=LENGTHS, most_rows=st.integers(1, 30), most_tokens=st.none() | st.integers(1, 300))
+def test_rows_sorted_by_length_fill_their_batches(lengths: Any, most_rows: int, most_tokens: int | None) -> None:
+    """Each row is in one batch, none is longer than one before it, and no batch has room for the next row."""
+    batches = longest_first(lengths, most_rows, most_tokens)
+    order = np.concatenate(batches)
+    assert Counter(order.tolist()) == Counter(range(len(lengths)))
+    assert (np.diff(lengths[order]) <= 0).all()
+    for batch in batches:
+        allowed = max(1, min(most_rows, (most_tokens or 10**9) // lengths[batch[0]]))
+        assert len(batch) <= allowed
+        assert len(batch) == allowed or batch is batches[-1]
+
+
 @pytest.fixture(scope="module")
 def rows() -> TokenizedRows:
     """Return 14 labelled rows of 2 to 11 words."""
@@ -156,7 +194,8 @@ def same(one: Batch, other: Batch) -> bool:
 
 def collected(rows: TokenizedRows, **settings: Any) -> list[Batch]:
     """Return all batches of an epoch with augmented rows."""
-    plan = plan_epoch(rows.lengths, batch_size=2, accumulation=2, seed=(1, 0, 0))
+    plan = cut_to_tokens(plan_epoch(rows.lengths, batch_size=2, accumulation=2, seed=(1, 0, 0)), rows.lengths, 16)
+    assert len({len(step) for step in plan}) > 1  # the budget cuts some steps and not others
     steps = epoch_batches(rows, plan, seed=(1, 0, 0), transform=chain(Shuffled()).on_examples, **settings)
     return [batch for _, batches in steps for batch in batches]
 
@@ -164,7 +203,7 @@ def collected(rows: TokenizedRows, **settings: Any) -> list[Batch]:
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
 def test_an_epoch_goes_on_from_any_step(first: int, rows: TokenizedRows) -> None:
     """The batches from a later step on are those of the whole epoch, random changes included."""
-    plan = plan_epoch(rows.lengths, batch_size=2, accumulation=2, seed=(1, 0, 0))
+    plan = cut_to_tokens(plan_epoch(rows.lengths, batch_size=2, accumulation=2, seed=(1, 0, 0)), rows.lengths, 16)
     done = sum(len(step) for step in plan[:first])
     rest = collected(rows, first=first)
     whole = collected(rows)
@@ -189,6 +228,26 @@ def test_worker_processes_make_the_same_batches(
     loader = functools.partial(torch.utils.data.DataLoader, multiprocessing_context=context)
     monkeypatch.setattr(torch.utils.data, "DataLoader", loader)
     assert all(same(one, other) for one, other in zip(collected(rows, workers=workers), own, strict=True))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_batches_are_pinned_where_that_is_asked_for(
+    pinned: bool, rows: TokenizedRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader pins what it collated, and the batches are the same."""
+    plain = collected(rows)
+    calls: list[int] = []
+
+    def pin(batch: Batch) -> Batch:
+        calls.append(len(batch))
+        return batch
+
+    monkeypatch.setattr(Batch, "pin_memory", pin)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    found = collected(rows, pinned=pinned)
+    assert all(same(one, other) for one, other in zip(found, plain, strict=True))
+    assert len(calls) == (len(plain) if pinned else 0)
 
 
 def test_an_error_in_a_worker_names_the_hook(rows: TokenizedRows) -> None:
