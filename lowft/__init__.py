@@ -86,6 +86,7 @@ from lowft.models import (
 )
 from lowft.models.pooling import pooled_head_
 from lowft.models.probing import ProbeReport, probe_head_
+from lowft.models.reinitialization import reinitialize_
 from lowft.planning import Plan, PlannedStage
 from lowft.predictor import Predictor
 from lowft.registry import from_dict, register, registered, to_dict
@@ -105,6 +106,7 @@ from lowft.strategies import (
     Prune,
     Quantize,
     RDrop,
+    Reinitialize,
     SelfTraining,
     Unfreeze,
 )
@@ -171,6 +173,7 @@ __all__ = [
     "RandomInsertion",
     "RandomMasking",
     "RandomSwap",
+    "Reinitialize",
     "Rows",
     "Selection",
     "SelfTraining",
@@ -237,6 +240,7 @@ __all__ = [
     "read_rows",
     "register",
     "registered",
+    "reinitialize_",
     "relation_loss",
     "resolve_loss",
     "set_train_mode_",
