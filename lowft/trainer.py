@@ -235,9 +235,10 @@ class Trainer:
         with StopRequest() as stop:
             try:
                 for result in self.steps(resume_from_checkpoint=resume_from_checkpoint, strict=strict):
-                    if result.stage != stage:
+                    state = self._loop.attached.state
+                    if result.stage != stage or state.stage_step == 1:
                         bar.close()
-                        stage, state = result.stage, self._loop.attached.state
+                        stage = result.stage
                         done, total = state.stage_step - 1, state.stage_steps
                         bar = progress_bar(None, stage, shown=shown, total=total, initial=done)
                     bar.set_postfix(self._postfix(result), refresh=False)
