@@ -111,6 +111,7 @@ from lowft.strategies import (
     Unfreeze,
 )
 from lowft.strategy import Chain, Contract, Strategy, chain
+from lowft.strategy_choice import Suggestion, suggest_strategies
 from lowft.trainer import Trainer
 
 __all__ = [
@@ -185,6 +186,7 @@ __all__ = [
     "StepResult",
     "Strategy",
     "StrategyConflictError",
+    "Suggestion",
     "SynonymReplacement",
     "Target",
     "Teacher",
@@ -247,6 +249,7 @@ __all__ = [
     "set_trainable_",
     "small_models",
     "split",
+    "suggest_strategies",
     "supervised_contrastive",
     "to_dict",
     "trainable_names",
