@@ -247,10 +247,7 @@ def _for_more(facts: _Facts) -> tuple[Strategy | None, str]:
     if facts.blocks is None:
         return None, "full fine-tuning: the model's layers cannot be told apart"
     if facts.blocks < _SHALLOW:
-        return (
-            None,
-            f"full fine-tuning: with {facts.blocks} of at least {_SHALLOW} blocks there is little to unfreeze in turn",
-        )
+        return None, f"full fine-tuning: {facts.blocks} blocks, fewer than {_SHALLOW}, leave little to unfreeze in turn"
     if facts.each >= _MANY_LABELS:
         return None, f"full fine-tuning: {facts.amount} are enough to train all layers at once"
     why = f"{facts.amount}: the layers nearest to the output learn first, the {facts.blocks} blocks below after them"

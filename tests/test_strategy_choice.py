@@ -168,7 +168,7 @@ def test_what_cannot_be_used_is_said() -> None:
         tiny_trainer(strategies="best")
     with pytest.raises(DataError, match="train_dataset"):
         tiny_trainer(strategies="auto", train_dataset=[])
-    with pytest.raises(ConfigError, match="model must be a hub id, a folder or a torch.nn.Module; received int: 3"):
+    with pytest.raises(ConfigError, match=r"model must be a hub id, a folder or .*; received int: 3"):
         tiny_trainer(strategies="auto", model=3, tokenizer=tiny_tokenizer())
 
 
