@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from lowft.checkpoint import write_json, write_tensors
 from lowft.augment import RandomDeletion, RandomSwap
+from lowft.checkpoint import write_json, write_tensors
 from lowft.data.batching import Batch
 from lowft.state import State
 from lowft.strategies import Augment, Contrastive, Distill, LayerwiseUnfreeze, PooledHead, Unfreeze
@@ -44,7 +44,7 @@ class KeepTexts(Strategy):
     """Note every text that the model reads in training."""
 
     def on_batch(self, batch: Batch, state: State) -> Batch:
-        """Note those of a batch, in all but steps whose rows count for nothing."""
+        """Note those of a batch, with the step."""
         TEXTS.extend(f"{state.stage.name} {state.stage_step} {text}" for text, _ in batch.texts)
         return batch
 
