@@ -15,7 +15,16 @@ from lowft.config import TrainingConfig
 from lowft.errors import ConfigError, DataError, StrategyConflictError, TrainingError
 from lowft.losses import supervised_contrastive
 from lowft.models.probing import probe_head_
-from lowft.strategies import Augment, Contrastive, LayerwiseUnfreeze, PartialFreeze, PooledHead, Probe, Unfreeze
+from lowft.strategies import (
+    Augment,
+    Contrastive,
+    LayerwiseUnfreeze,
+    PartialFreeze,
+    PooledHead,
+    Probe,
+    SelfTraining,
+    Unfreeze,
+)
 from lowft.trainer import Trainer
 from tests.runs import NUMBERED, tiny_trainer, train_records, weights
 from tests.strategy_cases import tiny_rows
@@ -52,6 +61,19 @@ def test_fine_tuning_begins_where_the_probe_ended() -> None:
     probed.fit()
     assert train_records(probed, "loss")[0] < train_records(plain, "loss")[0] / 2
     assert sum("output layer" in note for note in notes(probed)) == 1
+
+
+def test_only_labelled_rows_are_read() -> None:
+    """Rows without labels go through the model in training, and not for the probe."""
+    seen: list[int] = []
+    trainer = tiny_trainer(
+        eval_dataset=None, unlabeled_dataset=tiny_rows(40, seed=7)["text"], max_steps=1,
+        strategies=[PooledHead(), Probe(strengths=(1.0,)), SelfTraining()],
+    )  # fmt: skip
+    trainer.model.register_forward_hook(lambda *_: seen.append(0) if not torch.is_grad_enabled() else None)
+    next(iter(trainer.steps()))
+    assert len(seen) == 1
+    assert "output layer fitted on 14 rows" in " ".join(notes(trainer))
 
 
 @pytest.mark.parametrize(
