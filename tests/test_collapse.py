@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from dataclasses import dataclass
@@ -22,7 +23,18 @@ from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, contents
 from tests.tiny import tiny_model
 
-LEARNS: dict[str, Any] = {"epochs": 6, "train_dataset": tiny_rows(24), "eval_dataset": tiny_rows(12, seed=1)}
+_THINGS = ("film", "story", "cast", "plot", "end", "music", "scene", "score", "actor", "tale", "joke", "work")
+
+
+def easy_rows(count: int, end: str = "") -> dict[str, list[str]]:
+    """Return rows of two classes, half of each, that a few epochs tell apart."""
+    texts = [f"{('bad bad', 'good good')[row % 2]} {_THINGS[row // 2]}{end}" for row in range(count)]
+    return {"text": texts, "label": ["neg", "pos"] * (count // 2)}
+
+
+LEARNS: dict[str, Any] = {
+    "epochs": 6, "learning_rate": 1e-3, "train_dataset": easy_rows(24), "eval_dataset": easy_rows(12, " too"),
+}  # fmt: skip
 STUCK: dict[str, Any] = {**LEARNS, "learning_rate": 1e-12}
 
 
@@ -61,6 +73,7 @@ def told(trainer: Trainer) -> list[str]:
     return [note["message"] for note in trainer.history.filter("note") if "collapsed" in note["message"]]
 
 
+@functools.cache
 def seed_that(*sticks: bool) -> int:
     """Return a seed by which `MayStick` draws these in turn, in a run and those that follow it."""
     for seed in range(1000):
@@ -170,28 +183,36 @@ def test_weights_and_memory_are_those_of_before() -> None:
     assert told(trainer)[1].endswith("gets 6 right, after 1 restart too")
 
 
-@pytest.mark.parametrize("step", [7, 36, 40, 72])
-def test_a_resumed_run_begins_again_alike(step: int, tmp_path: Path) -> None:
+def begun_again(folder: Path, model: torch.nn.Module) -> Trainer:
+    """Return a run of 12 steps that sticks, and of 12 more that do not; saved at each."""
+    return run(
+        **(LEARNS | {"epochs": 2}), model=model, strategies=[MayStick()], seed=seed_that(True, False), restarts=1,
+        output_dir=folder, save_steps=1, save_total_limit=100,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
+    """Return such a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = begun_again(folder, one_answer())
+    trainer.fit()
+    assert len(train_records(trainer, "loss")) == 24
+    return trainer, folder
+
+
+@pytest.mark.parametrize("step", [7, 12, 15, 24])
+def test_a_resumed_run_begins_again_alike(step: int, whole: tuple[Trainer, Path], tmp_path: Path) -> None:
     """Stopped in the first attempt, at its end or in the second, it ends bit-identical, whatever model it was given."""
-    seed = seed_that(True, False)
-
-    def make(folder: str, model: torch.nn.Module) -> Trainer:
-        return run(
-            **LEARNS, model=model, strategies=[MayStick()], seed=seed, restarts=1, output_dir=tmp_path / folder,
-            save_steps=1, save_total_limit=100,
-        )  # fmt: skip
-
-    whole = make("whole", one_answer())
-    whole.fit()
-    shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "resumed" / f"checkpoint-{step}")
-    held = (tmp_path / "whole" / f"checkpoint-{step}" / "before_training.safetensors").exists()
-    assert held == (step <= 36)  # gone when no restart is left
-    resumed = make("resumed", tiny_model("bert", seed=8))
+    unbroken, folder = whole
+    checkpoint, last = folder / f"checkpoint-{step}", "checkpoint-24"
+    shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    assert (checkpoint / "before_training.safetensors").exists() == (step <= 12)  # gone when no restart is left
+    resumed = begun_again(tmp_path, tiny_model("bert", seed=8))
     resumed.fit(resume_from_checkpoint=True)
-    assert_same(weights(whole), weights(resumed))
-    last = "checkpoint-72"
-    assert_same(contents(tmp_path / "whole" / last), contents(tmp_path / "resumed" / last))
-    assert told(whole) == told(resumed)
+    assert_same(weights(unbroken), weights(resumed))
+    assert_same(contents(folder / last), contents(tmp_path / last))
+    assert told(unbroken) == told(resumed)
 
 
 def test_stages_count_as_one_training() -> None:
