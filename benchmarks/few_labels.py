@@ -12,7 +12,7 @@ import importlib.util
 import random
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from _common import LABELS, describe_machine, minilm, reviews
 
@@ -56,7 +56,7 @@ def main() -> None:
                                  first_draw=options.first_draw, on_run=show))  # fmt: skip
 
 
-def _arm(strategies: list[lowft.Strategy], **settings: Any) -> Any:
+def _arm(strategies: list[lowft.Strategy] | Literal["auto"], **settings: Any) -> Any:
     """Return what makes an arm of lowft from strategies and settings."""
 
     def make(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:  # noqa: ARG001
@@ -71,6 +71,20 @@ def _arm(strategies: list[lowft.Strategy], **settings: Any) -> Any:
         return train
 
     return make
+
+
+def _auto(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:
+    """Return an arm of what lowft chooses by itself, with rows without labels."""
+
+    def train(rows: lowft.Rows, seed: int) -> lowft.Trainer:
+        config = lowft.TrainingConfig(
+            seed=seed, max_length=length, precision=options.precision, progress=False, epochs=1, batch_size=32
+        )
+        trainer = lowft.Trainer(minilm(), rows, unlabeled_dataset=pool, strategies="auto", config=config)
+        trainer.fit()
+        return trainer
+
+    return train
 
 
 def _self_training(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:
@@ -124,6 +138,10 @@ ARMS = {
     "probe, then fine-tuning": _arm([lowft.PooledHead(), lowft.Probe()], max_steps=24, batch_size=32),
     "setfit": _setfit,
     "lowft": _arm([lowft.PooledHead(), lowft.Contrastive(), lowft.Probe(fine_tune=False)]),
+    "reinitialize": _arm([lowft.Reinitialize(top=1)], max_steps=200, batch_size=16),
+    "plain, 200 steps": _arm([], max_steps=200, batch_size=16),
+    "auto": _arm("auto"),
+    "auto, unlabelled": _auto,
     "lowft, unlabelled": _self_training,
 }
 

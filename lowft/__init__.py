@@ -86,6 +86,7 @@ from lowft.models import (
 )
 from lowft.models.pooling import pooled_head_
 from lowft.models.probing import ProbeReport, probe_head_
+from lowft.models.reinitialization import reinitialize_
 from lowft.planning import Plan, PlannedStage
 from lowft.predictor import Predictor
 from lowft.registry import from_dict, register, registered, to_dict
@@ -105,10 +106,12 @@ from lowft.strategies import (
     Prune,
     Quantize,
     RDrop,
+    Reinitialize,
     SelfTraining,
     Unfreeze,
 )
 from lowft.strategy import Chain, Contract, Strategy, chain
+from lowft.strategy_choice import Suggestion, suggest_strategies
 from lowft.trainer import Trainer
 
 __all__ = [
@@ -171,6 +174,7 @@ __all__ = [
     "RandomInsertion",
     "RandomMasking",
     "RandomSwap",
+    "Reinitialize",
     "Rows",
     "Selection",
     "SelfTraining",
@@ -182,6 +186,7 @@ __all__ = [
     "StepResult",
     "Strategy",
     "StrategyConflictError",
+    "Suggestion",
     "SynonymReplacement",
     "Target",
     "Teacher",
@@ -237,12 +242,14 @@ __all__ = [
     "read_rows",
     "register",
     "registered",
+    "reinitialize_",
     "relation_loss",
     "resolve_loss",
     "set_train_mode_",
     "set_trainable_",
     "small_models",
     "split",
+    "suggest_strategies",
     "supervised_contrastive",
     "to_dict",
     "trainable_names",

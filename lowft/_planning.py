@@ -13,7 +13,6 @@ from lowft._peak import settle_memory
 from lowft._probing import Memory, eval_batches, longest_step, run_evaluation, run_steps, tokens_of, undone
 from lowft._randomness import seeded
 from lowft._stage_caches import StageCaches
-from lowft.data.batching import TokenizedRows
 from lowft.data.epochs import MicroBatch
 from lowft.models.prefix_cache import ROWS_TOGETHER
 from lowft.planning import PlannedStage
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lowft.config import TrainingConfig
+    from lowft.data.batching import TokenizedRows
     from lowft.loop import Loop
     from lowft.stages import Stage
 
@@ -136,7 +136,7 @@ class _Probe:
     ) -> tuple[TokenizedRows, list[list[MicroBatch]]]:
         """Return some of the rows, and steps that know them by their new numbers."""
         places = {index: place for place, index in enumerate(dict.fromkeys(wanted))}
-        made = self._select(rows, list(places))
+        made = rows.select(list(places), max_length=self.max_length)
         return made, [
             [replace(part, indices=tuple(places[index] for index in part.indices)) for part in step] for step in steps
         ]
@@ -145,13 +145,8 @@ class _Probe:
         self, rows: TokenizedRows, batches: Sequence[npt.NDArray[np.int64]]
     ) -> tuple[TokenizedRows, list[npt.NDArray[np.int64]]]:
         ends = np.cumsum([len(batch) for batch in batches])
-        made = self._select(rows, np.concatenate(batches).tolist())
+        made = rows.select(np.concatenate(batches).tolist(), max_length=self.max_length)
         return made, np.split(np.arange(ends[-1]), ends[:-1])
-
-    def _select(self, rows: TokenizedRows, indices: list[int]) -> TokenizedRows:
-        labels = None if rows.labels is None else rows.labels[indices]
-        length = min(rows.max_length, self.max_length)
-        return TokenizedRows(rows.rows.select(indices), rows.tokenizer, labels, length, rows.inputs, progress=False)
 
 
 def _spread(steps: list[list[MicroBatch]], lengths: npt.NDArray[np.int64]) -> list[list[MicroBatch]]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lowft.data.labels import Task
     from lowft.strategy import Strategy
 
-__all__ = ["Parts", "choose_max_length", "find_tokenizer", "name_classes_", "prepare"]
+__all__ = ["Parts", "choose_max_length", "find_tokenizer", "known_classes", "name_classes_", "prepare", "source_of"]
 
 _logger = logging.getLogger("lowft")
 
@@ -85,12 +85,8 @@ def prepare(  # noqa: PLR0913 - what a user may say about the data and the model
     if held_out is not None:
         _check_alike(rows, held_out, "eval_dataset")
         _check_leakage(rows.select(_labelled(rows)), held_out, "train_dataset")
-    source = model if isinstance(model, str) or hasattr(model, "__fspath__") else None
-    if source is None and not isinstance(model, torch.nn.Module):
-        raise ConfigError(
-            f"model must be a hub id, a folder or a torch.nn.Module; received {type(model).__name__}: {model!r}"
-        )
-    known = None if new_head else _known_classes(model, revision)
+    source = source_of(model)
+    known = None if new_head else known_classes(model, revision)
     values = rows.select(_labelled(rows)).labels or ()
     labels = Labels.infer(values, task=task, names=rows.label_names, id2label=known, name="train_dataset")
     tokenizer = find_tokenizer(tokenizer, model, revision)
@@ -112,6 +108,21 @@ def prepare(  # noqa: PLR0913 - what a user may say about the data and the model
     eval_rows = tokenized(held_out, "eval_dataset") if held_out is not None else None
     _check_outputs(model, train_rows, labels)
     return Parts(model, tokenizer, labels, train_rows, eval_rows, max_length, None if source is None else str(source))
+
+
+def source_of(model: Any) -> Any:
+    """Return the folder or hub id that a model is named by; None where it is a module.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if isinstance(model, str) or hasattr(model, "__fspath__"):
+        return model
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            f"model must be a hub id, a folder or a torch.nn.Module; received {type(model).__name__}: {model!r}"
+        )
+    return None
 
 
 def _labelled(rows: Rows) -> list[int]:
@@ -136,7 +147,7 @@ def _check_leakage(seen: Rows, held_out: Rows, name: str) -> None:
         )
 
 
-def _known_classes(model: Any, revision: str | None) -> Mapping[int, str] | None:
+def known_classes(model: Any, revision: str | None) -> Mapping[int, str] | None:
     """Return the class names of a head that is there already."""
     if isinstance(model, torch.nn.Module):
         return getattr(getattr(model, "config", None), "id2label", None)

@@ -64,6 +64,7 @@ class Memory:
         keeps_best = loop.eval_rows is not None and loop.config.load_best_model_at_end
         after_others = evaluations > 1 or loop.attached.state.stage_index > 0
         self.copies = (keeps_best and after_others and not loop.kept.best) + (rolls_back and not loop.kept.before_stage)
+        self.copies += loop.kept.restarts < loop.config.restarts and not loop.kept.before_training
 
     def _of_run(self, measured: int | None, more: int = 0) -> int | None:
         return None if measured is None else measured - self.copied + (self.copies + more) * self.weights

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["RunFolder"]
 
 _MAY_START_AFRESH = "optimizer.safetensors"
+_BEFORE_TRAINING = "before_training.safetensors"  # there only where the training may begin again
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class RunFolder:
         write_tensors(folder / _MAY_START_AFRESH, optimizer_tensors(loop.optimizer, loop.attached.model))
         write_tensors(folder / "best.safetensors", loop.kept.best)
         write_tensors(folder / "before_stage.safetensors", loop.kept.before_stage)
+        if loop.kept.before_training:
+            write_tensors(folder / _BEFORE_TRAINING, loop.kept.before_training)
         write_tensors(folder / "memory.safetensors", memory)
         write_json(folder / "state.json", {"attached": values, "kept": loop.kept.values()})
         (folder / "history.json").write_text(loop.history.to_json(), "utf-8")
@@ -122,10 +125,11 @@ def _read(loop: Loop, folder: Path, *, with_optimizer: bool) -> None:
     weights, memory = read_tensors(folder / "model.safetensors"), read_tensors(folder / "memory.safetensors")
     moments = read_tensors(folder / _MAY_START_AFRESH) if with_optimizer else {}
     best, before_stage = (read_tensors(folder / f"{name}.safetensors") for name in ("best", "before_stage"))
+    before_training = read_tensors(folder / _BEFORE_TRAINING) if (folder / _BEFORE_TRAINING).exists() else {}
     saved = read_json(folder / "state.json")
     history = _read_history(folder / "history.json")
     try:
-        kept = Kept(**saved["kept"], best=best, before_stage=before_stage)
+        kept = Kept(**saved["kept"], best=best, before_stage=before_stage, before_training=before_training)
         loop.attached.load_state_dict(saved["attached"], memory)
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointCorruptError(

@@ -54,7 +54,7 @@ def _try_step(loop: Loop, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[
     weights: Sequence[float | None] = [None] * len(pieces)
     if loop.train_rows.unlabelled:
         weights = label_weights(pieces, loop.placement)
-    with seeded(config.seed, state.step, loop.placement.rank):
+    with seeded(loop.seed, state.step, loop.placement.rank):
         rate = set_learning_rates_(loop.optimizer, attached, config)
         for index, (part, piece) in enumerate(pieces):
             batch, on_cpu = _on_device(loop, piece)

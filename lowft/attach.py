@@ -126,6 +126,12 @@ class Attached:
         self.state.step += 1
         self.state.stage_step += 1
 
+    def rewind(self) -> None:
+        """Go back to before the first stage, with nothing remembered; weights and optimizer are the caller's matter."""
+        self.state.stage_index = 0
+        self.state.memory = {}
+        self.results, self.verdict, self.ended = [], None, False
+
     def decide(self, metrics: Mapping[str, float]) -> Verdict:
         """Ask the gates of the stage that just ended what follows.
 

@@ -44,6 +44,7 @@ _LEAST: Mapping[str, int] = {
     "max_nonfinite_steps": 0,
     "max_steps": 1,
     "prefix_cache_memory": 0,
+    "restarts": 0,
     "save_steps": 1,
     "save_total_limit": 1,
     "seed": 0,
@@ -128,6 +129,11 @@ class TrainingConfig:
         early_stopping_patience: Evaluations without improvement after which a stage ends; None never.
         early_stopping_threshold: Improvement that counts, in units of the metric.
         load_best_model_at_end: Return to the best weights seen on the validation set after each stage.
+        restarts: How often a training that has collapsed begins again, from the weights as they were before its first
+            step, with `seed` + 1, + 2 and so on; 0 only tells. Collapsed is one that ends no better than always
+            answering the most frequent class, on the validation rows, else on training rows. What is new is the order
+            of rows (unless `data_seed` decides it), dropout and the draws of strategies while they train; a new head
+            begins as before. Steps go on counting. A run that `max_minutes` ends does not begin again.
         on_nonfinite: A NaN or infinite loss or gradient either raises, or skips the step and counts.
         max_nonfinite_steps: Skipped steps after which skipping ends in an error.
         on_bad_row: Rows without a usable text or label raise, or are dropped and counted.
@@ -184,6 +190,7 @@ class TrainingConfig:
     early_stopping_patience: int | None = None
     early_stopping_threshold: float = 0.0
     load_best_model_at_end: bool = True
+    restarts: int = 0
     on_nonfinite: Literal["raise", "skip"] = "raise"
     max_nonfinite_steps: int = 10
     on_bad_row: Literal["error", "drop"] = "error"

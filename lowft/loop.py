@@ -12,6 +12,7 @@ import torch
 
 from lowft._alignment import align_
 from lowft._choices import noise_wanted
+from lowft._collapse import begins_again
 from lowft._compiling import compiled
 from lowft._fitting import fit_in_memory_
 from lowft._inference import compute_logits, kept_modes
@@ -76,11 +77,13 @@ class Loop:
         self.measure = measure
         self.best_metric = best_metric
         self.history = History()
-        precision, self._why_precision = config.precision, ""
+        self.opening: list[str] = []  # what the history says first
+        precision = config.precision
         if precision == "auto":
             with products_in_tf32(config.tf32):
                 found = faster_precision(attached.model, placement.device)
-            precision, self._why_precision = placement.gather(found)[0]
+            precision, why = placement.gather(found)[0]
+            self.opening.append(why)
         self.kept = Kept(precision=precision)
         self.optimizer = make_optimizer(attached, config)
         self.finished = False
@@ -102,6 +105,11 @@ class Loop:
         """Return the optimizer steps of one pass over the training rows in a stage."""
         rows = self.batch_size(stage) * self.config.gradient_accumulation_steps * self.placement.processes
         return math.ceil(len(self.train_rows) / rows)
+
+    @property
+    def seed(self) -> int:
+        """Return what decides all draws: the seed of the settings, and one more for each time the run began again."""
+        return self.config.seed + self.kept.restarts
 
     @property
     def steps_per_epoch(self) -> int:
@@ -151,13 +159,17 @@ class Loop:
                 yield result
 
     def _steps(self) -> Generator[StepResult]:
-        state = self.attached.state
-        for index in self.attached.remaining_stages():
-            if self.forward is None or index != state.stage_index:
-                self._start_stage(index)
-            yield from self._run_stage()
-            self._end_stage()
-            self.forward = None
+        state, again = self.attached.state, True
+        while again:
+            for index in self.attached.remaining_stages():
+                if self.forward is None or index != state.stage_index:
+                    self._start_stage(index)
+                yield from self._run_stage()
+                metrics = self._end_stage()
+                self.forward = None
+                again = begins_again(self, metrics)
+                if again:
+                    break
         self.finish()
 
     def finish(self) -> None:
@@ -168,7 +180,7 @@ class Loop:
             self.unquantized = unrounded_copy(self.attached.model)
         if self.config.gradient_checkpointing and not self.finished:
             keep_activations_(self.attached.model)
-        with seeded(self.config.seed):
+        with seeded(self.seed):
             align_(self.attached.finish())
         self.finished = True
 
@@ -216,7 +228,9 @@ class Loop:
         self.kept.measured.pop(PEAK, None)
         rolls_back = any(gate.may_roll_back for gate in self.attached.stages[index].gates)
         self.kept.before_stage = self._copy_weights() if rolls_back else {}
-        with seeded(self.config.seed, index):  # the same on every process, and wherever the run was resumed
+        if index == 0:
+            self.kept.before_training = self._copy_weights() if self.kept.restarts < self.config.restarts else {}
+        with seeded(self.seed, index):  # the same on every process, and wherever the run was resumed
             self.attached.start_stage(index)
         # Moments of earlier stages belong to weights that the best ones may have replaced.
         self.optimizer.state.clear()
@@ -224,10 +238,10 @@ class Loop:
         self.heed_strategies()
         self._enter()
         bare, rows = self.train_rows.unlabelled, len(self.train_rows)
-        if index == 0 and bare:
-            self.record("note", message=f"{bare:,} of {rows:,} training rows have no label")
-        if index == 0:
-            self._note(self._why_precision)
+        if index == 0 and not self.kept.restarts:
+            self._note(f"{bare:,} of {rows:,} training rows have no label" if bare else "")
+            for message in self.opening:
+                self._note(message)
 
     def heed_strategies(self) -> None:
         """Do what strategies have asked for since the last call: forget the best weights, note things."""
@@ -305,7 +319,7 @@ class Loop:
     def plan_epoch(self, epoch: int, lengths: npt.NDArray[np.int64] | None = None) -> list[list[MicroBatch]]:
         """Return the optimizer steps of one epoch of the current stage, for the rows or for others of these lengths."""
         config = self.config
-        seed = config.seed if config.data_seed is None else config.data_seed
+        seed = self.seed if config.data_seed is None else config.data_seed
         lengths = self.train_rows.lengths if lengths is None else lengths
         steps = plan_epoch(
             lengths,
@@ -324,7 +338,7 @@ class Loop:
             self.train_rows,
             self.plan_epoch(epoch)[: first + state.stage_steps - state.stage_step],
             first=first,
-            seed=(self.config.seed, state.stage_index, epoch),
+            seed=(self.seed, state.stage_index, epoch),
             transform=strategy.on_examples if strategy.strategies else None,
             workers=self.config.dataloader_num_workers,
             pinned=self.placement.device.type == "cuda",
@@ -353,8 +367,8 @@ class Loop:
             self.kept.best = self._copy_weights() if self.config.load_best_model_at_end else {}
         return metrics
 
-    def _end_stage(self) -> None:
-        """Return to the best weights, ask the gates, undo the stage if they say so."""
+    def _end_stage(self) -> dict[str, float]:
+        """Return to the best weights, ask the gates, undo the stage if they say so; return what the weights bring."""
         note = self.caches.leave()
         if note is not None:
             self.record("note", **note)
@@ -365,6 +379,7 @@ class Loop:
         verdict = self.attached.decide(metrics)
         if verdict.decision is Decision.ROLL_BACK:
             load_tensors_(self.attached.model, self.kept.before_stage, "the weights before the stage", partial=True)
+            metrics = self.attached.results[-2] if len(self.attached.results) > 1 else {}
         model = self.attached.model
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         is_last = not list(self.attached.remaining_stages())[1:]
@@ -379,6 +394,7 @@ class Loop:
         peak = max((int(peak) for peak in peaks if peak is not None), default=None)  # of any process
         self.record("stage", trainable_parameters=trainable, decision=decision, reason=reason, peak_memory_bytes=peak)
         _logger.info("stage %r: %s (%s)", stage.name, decision, reason)
+        return metrics
 
     def _copy_weights(self) -> dict[str, Tensor]:
         tensors = model_tensors(self.attached.model, self.attached.trained)

@@ -47,10 +47,12 @@ class Kept:
     precision: str = "float32"
     measured: dict[str, float] = field(default_factory=dict)  # seconds and bytes, which no two runs share
     cut_stage: int | None = None  # the last stage that ended because the time was up
+    restarts: int = 0  # times that the training has begun again, having brought nothing
     halvings: int = 0  # of micro-batches, each time that memory ran out
     eval_halvings: int = 0  # of evaluation batches, so that they keep to max_memory
     best: dict[str, Tensor] = field(default_factory=dict)
     before_stage: dict[str, Tensor] = field(default_factory=dict)
+    before_training: dict[str, Tensor] = field(default_factory=dict)  # while the training may begin again
 
     def forget_best(self) -> None:
         """Let the next evaluation be the first to choose weights by."""
@@ -59,4 +61,5 @@ class Kept:
 
     def values(self) -> dict[str, Any]:
         """Return all but the weights."""
-        return {name: value for name, value in vars(self).items() if name not in ("best", "before_stage")}
+        weights = ("best", "before_stage", "before_training")
+        return {name: value for name, value in vars(self).items() if name not in weights}

@@ -289,7 +289,9 @@ def chain_of(strategies: Sequence[Strategy]) -> Chain:
         ConfigError: As `chain`, or `strategies` is not a list.
     """
     if isinstance(strategies, str | bytes) or not hasattr(strategies, "__iter__"):
-        raise ConfigError(f"strategies must be a list of strategies; received {strategies!r}")
+        raise ConfigError(
+            f"strategies must be a list of strategies; received {strategies!r}. A Trainer takes 'auto' as well"
+        )
     return chain(*strategies)
 
 

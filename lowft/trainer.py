@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lowft._choices import check_gates, check_unlabeled, choose_loss, choose_metric, run_identity
 from lowft._compiling import check_compilable
@@ -37,6 +37,7 @@ from lowft.registry import to_dict
 from lowft.results import StepResult
 from lowft.stages import Stage
 from lowft.strategy import chain_of
+from lowft.strategy_choice import read_and_suggest
 
 if TYPE_CHECKING:
     import signal
@@ -70,7 +71,8 @@ class Trainer:
             strategies that learn from them, such as `Distill`. They are shuffled among the labelled ones in each
             epoch; the loss on labels is the mean over those that have one. In messages their numbers go on after
             those of `train_dataset`.
-        strategies: What to apply, in order; none is full fine-tuning.
+        strategies: What to apply, in order; none is full fine-tuning. "auto" takes those of `lowft.suggest_strategies`,
+            and the history begins with the reasons.
         config: Settings; the defaults if None.
         tokenizer: A tokenizer, folder or hub id; that of the model if None.
         column_mapping: Your column names, mapped to "text", "text_pair" and "label".
@@ -110,7 +112,7 @@ class Trainer:
         train_dataset: Any,
         eval_dataset: Any = None,
         *,
-        strategies: Sequence[Strategy] = (),
+        strategies: Sequence[Strategy] | Literal["auto"] = (),
         config: TrainingConfig | None = None,
         tokenizer: Any = None,
         column_mapping: Mapping[str, str] | None = None,
@@ -125,6 +127,13 @@ class Trainer:
         self.config = config if config is not None else TrainingConfig()
         if not isinstance(self.config, TrainingConfig):
             raise ConfigError(f"config must be a lowft.TrainingConfig; received {config!r}")
+        reasons: tuple[str, ...] = ()
+        if strategies == "auto":
+            suggestion, train_dataset, unlabeled_dataset = read_and_suggest(
+                model, train_dataset, unlabeled_dataset, task=task, column_mapping=column_mapping,
+                on_bad_row=self.config.on_bad_row, new_head=new_head, revision=revision,
+            )  # fmt: skip
+            strategies, reasons = suggestion.strategies, suggestion.reasons
         strategy = chain_of(strategies)
         self._recipe = [to_dict(part.recorded()) for part in strategy.strategies]
         if unlabeled_dataset is not None:
@@ -177,6 +186,7 @@ class Trainer:
             measure=measure,
             best_metric=best_metric,
         )
+        self._loop.opening[:0] = [f"auto: {reason}" for reason in reasons]
         self._reports: dict[str, EvaluationReport] = {}
         self._folder: RunFolder | None = None
         if self.config.output_dir is not None:
@@ -239,9 +249,10 @@ class Trainer:
         with StopRequest() as stop:
             try:
                 for result in self.steps(resume_from_checkpoint=resume_from_checkpoint, strict=strict):
-                    if result.stage != stage:
+                    state = self._loop.attached.state
+                    if result.stage != stage or state.stage_step == 1:
                         bar.close()
-                        stage, state = result.stage, self._loop.attached.state
+                        stage = result.stage
                         done, total = state.stage_step - 1, state.stage_steps
                         bar = progress_bar(None, stage, shown=shown, total=total, initial=done)
                     bar.set_postfix(self._postfix(result), refresh=False)

@@ -33,6 +33,7 @@ from lowft.strategies import (
     Probe,
     Prune,
     Quantize,
+    Reinitialize,
     Unfreeze,
 )
 from lowft.strategy import Contract, Strategy, chain
@@ -144,6 +145,7 @@ STRATEGIES: dict[str, Strategy] = {
     "quantize": Quantize("int8"),
     "quantize in a stage": Quantize("int8", when="stage", embeddings=False),
     "quantize from the start": Quantize("int4_weight_only", when="start"),
+    "reinitialize": Reinitialize(),
     "every hook": AllHooks(),
 }
 
@@ -152,6 +154,7 @@ REFUSED: dict[str, tuple[Strategy, Strategy]] = {}
 
 # Where three meet: one of each family, and stages that come before, between and after one another.
 _TRIPLES = ("top", "unfreeze", "distill", "prune heads and neurons", "quantize in a stage")
+_OF_LAYERS = (PartialFreeze, LayerwiseUnfreeze, Reinitialize)
 _FOUR = ("unfreeze", "prune", "distill", "quantize in a stage")
 
 
@@ -159,7 +162,7 @@ def _works(strategies: Sequence[Strategy]) -> bool:
     """Say whether strategies can work together; what is said of layers is known only with the model."""
     try:
         chain(*strategies)
-        attach(tiny_model("bert"), [part for part in strategies if isinstance(part, PartialFreeze | LayerwiseUnfreeze)])
+        attach(tiny_model("bert"), [part for part in strategies if isinstance(part, _OF_LAYERS)]).start_stage(0)
     except StrategyConflictError:
         return False
     return True

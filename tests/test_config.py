@@ -26,7 +26,7 @@ AT_LEAST_ONE = (
     "batch_size", "early_stopping_patience", "eval_batch_size", "eval_steps", "gradient_accumulation_steps",
     "max_length", "max_memory", "max_steps", "save_steps", "save_total_limit", "tokens_per_batch",
 )  # fmt: skip
-AT_LEAST_ZERO = ("data_seed", "dataloader_num_workers", "max_nonfinite_steps", "seed")
+AT_LEAST_ZERO = ("data_seed", "dataloader_num_workers", "max_nonfinite_steps", "restarts", "seed")
 ABOVE_ZERO = ("adam_epsilon", "epochs", "learning_rate", "max_grad_norm", "max_minutes")
 FLAGS = (
     "gradient_checkpointing", "group_by_length", "load_best_model_at_end", "overwrite_output_dir", "torch_compile",

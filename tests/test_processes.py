@@ -18,7 +18,7 @@ from tests.test_strategies_table import assert_same
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 300  # many times what it takes: a process that waits for the other in vain is what must be found
-STEPS = {"plain": 4, "limited": 4, "staged": 8, "taught": 6}
+STEPS = {"plain": 4, "limited": 4, "staged": 8, "taught": 6, "compared": 7}
 Read = Callable[[str, int], tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
 
@@ -105,6 +105,24 @@ def test_processes_fill_one_cache_together(two: Read) -> None:
         "3 frozen blocks", "2 frozen blocks",
     ]  # fmt: skip
     assert [note["hit_rate"] for note in notes if "hit_rate" in note] == [1, 1]
+
+
+def test_two_processes_make_the_same_copies(one: Read, two: Read) -> None:
+    """Rows and their changed copies are in each step what one process reads, in the contrastive stage as well."""
+    alone, together = one("compared", 0)[1]["texts"], two("compared", 0)[1]["texts"]
+    assert alone == together
+    assert len({text.split()[0] for text in alone}) == 2
+    assert len(set(alone)) > 2 * 7 * 5  # copies are there, and differ from step to step
+
+
+def test_two_processes_begin_again_together(two: Read) -> None:
+    """A run that brought nothing is found collapsed by both, and begun again by both."""
+    (weights, found), (others, other) = two("again", 0), two("again", 1)
+    assert found == other
+    assert_same(weights, others)
+    told = [record["message"] for record in found["records"] if record["event"] == "note"]
+    assert [message.partition(";")[2] for message in told] == [" it begins again with seed 4 (restart 1 of 1)", ""]
+    assert len([record for record in found["records"] if record["event"] == "train"]) == 4
 
 
 def test_the_stages_change_what_trains(two: Read) -> None:

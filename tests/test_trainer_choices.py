@@ -176,6 +176,8 @@ def test_each_stage_has_its_own_patience() -> None:
         ({"epochs": 5, "max_steps": 3}, 3, [3]),
         ({"epochs": 1, "max_steps": 9}, 9, [4, 8, 9]),
         ({"epochs": 2, "eval_steps": 3}, 8, [3, 6, 8]),
+        ({"max_steps": 10, "eval_steps": 4}, 10, [4, 8, 10]),
+        ({"max_steps": 6, "batch_size": 14, "eval_steps": 3}, 6, [3, 6]),
         ({"epochs": 1, "eval_steps": 1}, 4, [1, 2, 3, 4]),
         ({"epochs": 1, "eval_steps": 100}, 4, [4]),
         ({"epochs": 1, "batch_size": 2, "gradient_accumulation_steps": 3}, 3, [3]),

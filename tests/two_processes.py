@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 
+from lowft.augment import RandomDeletion, RandomSwap
 from lowft.checkpoint import write_json, write_tensors
-from lowft.strategies import Distill, LayerwiseUnfreeze, Unfreeze
+from lowft.data.batching import Batch
+from lowft.state import State
+from lowft.strategies import Augment, Contrastive, Distill, LayerwiseUnfreeze, PooledHead, Unfreeze
 from lowft.strategy import Strategy
 from lowft.trainer import Trainer
 from tests.runs import NO_DROPOUT, NUMBERED, seven_is_nan, tiny_trainer, weights
@@ -31,6 +34,28 @@ TEACHER = tiny_teacher()  # before the processes form a group, in which transfor
 
 # Large, since AdamW would otherwise blow the rounding errors of gradients near zero up to whole steps.
 STEADY: dict[str, Any] = {"adam_epsilon": 1e-3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
+
+
+TEXTS: list[str] = []
+
+
+@dataclass(frozen=True)
+class KeepTexts(Strategy):
+    """Note every text that the model reads in training."""
+
+    def on_batch(self, batch: Batch, state: State) -> Batch:
+        """Note those of a batch, with the step."""
+        TEXTS.extend(f"{state.stage.name} {state.stage_step} {text}" for text, _ in batch.texts)
+        return batch
+
+
+@dataclass(frozen=True)
+class Stick(Strategy):
+    """Let nothing be learnt."""
+
+    def before_step(self, state: State) -> None:
+        """Throw the gradients away."""
+        state.model.zero_grad(set_to_none=True)
 
 
 @dataclass
@@ -116,6 +141,36 @@ def taught(found: Found, folder: Path) -> None:
     )
     trainer.fit()
     found.keep("taught", trainer)
+
+
+def compared(found: Found, folder: Path) -> None:
+    """Compare rows and fresh copies of them in a stage of its own, then train on both; ragged in each epoch's end."""
+    trainer = tiny_trainer(
+        model=tiny_model("bert", **NO_DROPOUT),
+        train_dataset=tiny_rows(13),
+        batch_size=4,
+        max_steps=3,
+        strategies=[
+            PooledHead(),
+            Contrastive(max_steps=4, learning_rate=5e-3, batch_size=4, stop_below=0),
+            Augment([RandomSwap(0.5), RandomDeletion(0.3)], copies=2),
+            KeepTexts(),
+        ],
+        load_best_model_at_end=False,
+        **(STEADY | {"gradient_accumulation_steps": 2 // PROCESSES}),
+    )
+    trainer.fit()
+    everywhere = sorted(text for texts in trainer._placement.gather(TEXTS) for text in texts)
+    found.keep("compared", trainer, texts=everywhere)
+
+
+def begun_again(found: Found, folder: Path) -> None:
+    """Collapse in every attempt, since nothing is learnt."""
+    model: Any = tiny_model("bert")
+    torch.nn.init.zeros_(model.classifier.weight)
+    trainer = tiny_trainer(model=model, strategies=[Stick()], epochs=1, restarts=1, eval_dataset=None)
+    trainer.fit()
+    found.keep("again", trainer)
 
 
 def stopped_and_resumed(found: Found, folder: Path) -> None:
@@ -212,7 +267,9 @@ def main() -> None:
     limited(found, folder)
     staged(found, folder)
     taught(found, folder)
+    compared(found, folder)
     if PROCESSES > 1:
+        begun_again(found, folder)
         stopped_and_resumed(found, folder)
         one_is_told_to_stop(found, folder)
         a_save_fails(found, folder)

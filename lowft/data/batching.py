@@ -219,6 +219,12 @@ class TokenizedRows:
         label = self.labels[index] if self.labels is not None and self._has_label(index) else None
         return Example(index, self.rows.texts[index], pair, label)
 
+    def select(self, indices: Sequence[int], *, max_length: int | None = None) -> TokenizedRows:
+        """Return these rows, perhaps cut earlier."""
+        labels = None if self.labels is None else self.labels[list(indices)]
+        length = self.max_length if max_length is None else min(self.max_length, max_length)
+        return TokenizedRows(self.rows.select(indices), self.tokenizer, labels, length, self.inputs, progress=False)
+
     def collate(
         self,
         indices: Sequence[int],

@@ -13,6 +13,7 @@ from lowft.strategies.probe import Probe
 from lowft.strategies.prune import Prune
 from lowft.strategies.quantize import Quantize
 from lowft.strategies.r_drop import RDrop
+from lowft.strategies.reinitialize import Reinitialize
 from lowft.strategies.self_training import SelfTraining
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Prune",
     "Quantize",
     "RDrop",
+    "Reinitialize",
     "SelfTraining",
     "Unfreeze",
 ]

@@ -34,7 +34,10 @@ class PooledHead(Strategy):
     'attention'
     """
 
-    contract: ClassVar[Contract] = Contract(provides=frozenset({"pooled"}), invalidates=frozenset({"precision"}))
+    # Of an encoder-decoder the decoder goes, and with it blocks that were drawn anew.
+    contract: ClassVar[Contract] = Contract(
+        provides=frozenset({"pooled"}), invalidates=frozenset({"precision", "reinitialized"})
+    )
 
     pooling: Pooling = "mean"
 

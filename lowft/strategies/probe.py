@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from lowft._settings import check_flag, check_whole
+from lowft.data.unlabeled import has_label
 from lowft.errors import StrategyConflictError, TrainingError
 from lowft.models.probing import STRENGTHS, check_strengths, find_output_layer, probe_head_
 from lowft.strategies.contrastive import CONTRASTIVE
 from lowft.strategy import Contract, Strategy
 
 if TYPE_CHECKING:
-    import torch
-
     from lowft.stages import Stage
     from lowft.state import State
 
@@ -86,8 +87,10 @@ class Probe(Strategy):
                 "Probe reads the training rows of the Trainer, which a loop of your own does not have: call "
                 "lowft.probe_head_(model, batches) before the loop instead"
             )
-        order = rows.lengths.argsort(kind="stable").tolist()
-        batches = (rows.collate(order[start : start + _ROWS]) for start in range(0, len(order), _ROWS))
+        order = rows.lengths.argsort(kind="stable")
+        if rows.labels is not None:  # what has no label is not worth a pass
+            order = order[has_label(torch.from_numpy(rows.labels[order])).numpy()]
+        batches = (rows.collate(order[start : start + _ROWS].tolist()) for start in range(0, len(order), _ROWS))
         report = probe_head_(state.model, batches, strengths=self.strengths, folds=self.folds)
         memory["done"] = True
         state.forget_best()

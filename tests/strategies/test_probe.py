@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,25 @@ import pytest
 import torch
 
 from lowft.attach import attach
+from lowft.augment import RandomDeletion, RandomSwap
 from lowft.config import TrainingConfig
 from lowft.errors import ConfigError, DataError, StrategyConflictError, TrainingError
 from lowft.losses import supervised_contrastive
 from lowft.models.probing import probe_head_
-from lowft.strategies import Contrastive, LayerwiseUnfreeze, PartialFreeze, PooledHead, Probe, Unfreeze
+from lowft.strategies import (
+    Augment,
+    Contrastive,
+    LayerwiseUnfreeze,
+    PartialFreeze,
+    PooledHead,
+    Probe,
+    SelfTraining,
+    Unfreeze,
+)
 from lowft.trainer import Trainer
 from tests.runs import NUMBERED, tiny_trainer, train_records, weights
 from tests.strategy_cases import tiny_rows
+from tests.test_strategies_table import assert_same, contents
 from tests.tiny import tiny_model
 
 
@@ -49,6 +61,19 @@ def test_fine_tuning_begins_where_the_probe_ended() -> None:
     probed.fit()
     assert train_records(probed, "loss")[0] < train_records(plain, "loss")[0] / 2
     assert sum("output layer" in note for note in notes(probed)) == 1
+
+
+def test_only_labelled_rows_are_read() -> None:
+    """Rows without labels go through the model in training, and not for the probe."""
+    seen: list[int] = []
+    trainer = tiny_trainer(
+        eval_dataset=None, unlabeled_dataset=tiny_rows(40, seed=7)["text"], max_steps=1,
+        strategies=[PooledHead(), Probe(strengths=(1.0,)), SelfTraining()],
+    )  # fmt: skip
+    trainer.model.register_forward_hook(lambda *_: seen.append(0) if not torch.is_grad_enabled() else None)
+    next(iter(trainer.steps()))
+    assert len(seen) == 1
+    assert "output layer fitted on 14 rows" in " ".join(notes(trainer))
 
 
 @pytest.mark.parametrize(
@@ -168,3 +193,35 @@ def test_a_stopped_run_resumes_bit_identically(bound: float, ended: int, tmp_pat
         assert [record["stage_name"] for record in resumed.history.filter("train")] == stages
         assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
         assert notes(resumed) == notes(whole)
+
+
+def test_four_workers_and_a_resume_in_mid_epoch_compare_the_same_copies(tmp_path: Path) -> None:
+    """Rows are compared with fresh copies of them; who makes these, and where the run was stopped, changes no bit."""
+
+    def trainer(folder: str, **settings: Any) -> Any:
+        return tiny_trainer(
+            strategies=[
+                PooledHead(),
+                Contrastive(max_steps=5, learning_rate=5e-3, batch_size=4, stop_below=0),
+                Augment([RandomSwap(0.3), RandomDeletion(0.3)], copies=2),
+                Probe(strengths=(1.0,)),
+            ],
+            max_steps=3,
+            output_dir=tmp_path / folder,
+            save_steps=1,
+            save_total_limit=20,
+            **settings,
+        )
+
+    trainer("whole").fit()
+    trainer("shared", dataloader_num_workers=4).fit()
+    last = "checkpoint-8"
+    whole, shared = (contents(tmp_path / folder / last) for folder in ("whole", "shared"))
+    assert_same(whole, shared)
+    for step in (2, 7):  # in the middle of an epoch of the contrastive stage, and of the next
+        shutil.copytree(tmp_path / "shared" / f"checkpoint-{step}", tmp_path / f"from-{step}" / f"checkpoint-{step}")
+        trainer(f"from-{step}", dataloader_num_workers=4).fit(resume_from_checkpoint=True)
+        assert_same(whole, contents(tmp_path / f"from-{step}" / last))
+    trainer("other", seed=4).fit()
+    with pytest.raises(AssertionError):
+        assert_same(whole, contents(tmp_path / "other" / last))

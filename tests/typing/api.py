@@ -313,6 +313,15 @@ scarce: list[lowft.Strategy] = [
     lowft.Probe(fine_tune=False),
 ]
 lowft.pooled_head_(model, "mean")
+assert_type(lowft.reinitialize_(model, top=2, seed=1), tuple[str, ...])
+scarce += [lowft.Reinitialize(top=2)]
+suggestion = lowft.suggest_strategies("model", (["a", "b"], [0, 1]), ["c"], new_head=True)
+assert_type(suggestion, lowft.Suggestion)
+assert_type(suggestion.strategies, tuple[lowft.Strategy, ...])
+assert_type(suggestion.reasons, tuple[str, ...])
+lowft.Trainer(model, rows, strategies=suggestion.strategies)
+lowft.Trainer(model, rows, strategies="auto", config=lowft.TrainingConfig(restarts=2))
+lowft.Trainer(model, rows, strategies="best")  # type: ignore[arg-type]
 assert_type(
     lowft.probe_head_(model, [lowft.Batch({"input_ids": torch.ones(1, 3)}, torch.tensor([1]))]), lowft.ProbeReport
 )
