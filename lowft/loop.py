@@ -68,7 +68,7 @@ class Loop:
         self.config = config
         self.placement = placement
         self.train_rows = attached.state.train_rows = train_rows
-        self.eval_rows = eval_rows
+        self.eval_rows = attached.state.eval_rows = eval_rows
         self.loss_fn = loss_fn
         self.measure = measure
         self.best_metric = best_metric
@@ -77,6 +77,7 @@ class Loop:
         if precision == "auto":
             precision, self._why_precision = placement.gather(faster_precision(attached.model, placement.device))[0]
         self.kept = Kept(precision=precision)
+        attached.state.precision = precision
         self.optimizer = make_optimizer(attached, config)
         self.finished = False
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
@@ -186,6 +187,7 @@ class Loop:
         self.kept = kept
         if self.config.precision != "auto":
             self.kept.precision = self.config.precision
+        self.attached.state.precision = self.kept.precision
         self.history = history
         self.peak.restart()
         self._enter()
