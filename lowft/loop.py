@@ -291,7 +291,9 @@ class Loop:
         )
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Sequence[MicroBatch], Iterator[Batch]]]:
-        state, strategy = self.attached.state, self.attached.strategy
+        state = self.attached.state
+        strategy = self.attached.strategy.for_epoch(state)
+        self.heed_strategies()
         return epoch_batches(
             self.train_rows,
             self.plan_epoch(epoch)[: first + state.stage_steps - state.stage_step],
