@@ -2,7 +2,8 @@
 
 Each is trained on the same draws of rows as the baseline without copies, so the gains are paired. A small CNN over word
 embeddings, trained from scratch, is the positive control: what helps anything should help there. With WordNet installed
-(Debian: wordnet-base), its synonyms are tried too and timed.
+(Debian: wordnet-base), its synonyms are tried too and timed; neighbours of MiniLM's own embeddings are in any case, and
+`--masked` names a masked language model, whose proposals are.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ AUGMENTERS: dict[str, lowft.Augmenter] = {
     "deletion": lowft.RandomDeletion(),
     "punctuation": lowft.PunctuationInsertion(),
     "synonyms": lowft.SynonymReplacement(),
+    "neighbors": lowft.SynonymReplacement(lowft.EmbeddingNeighbors(minilm())),
     "insertion": lowft.RandomInsertion(),
     "back-translation": lowft.BackTranslation(lowft.ApertiumTranslator("eng-spa"), lowft.ApertiumTranslator("spa-eng")),
 }
@@ -48,14 +50,15 @@ class SmallCNN(torch.nn.Module):
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(torch.cat(found, dim=1))))
 
 
-def available() -> dict[str, lowft.Augmenter]:
+def available(masked: str | None) -> dict[str, lowft.Augmenter]:
     """Return the augmenters that have what they need on this machine, and say which have not."""
     found = {}
-    for name, augmenter in AUGMENTERS.items():
+    contextual = {} if masked is None else {"in context": lowft.ContextualReplacement(masked)}
+    for name, augmenter in (AUGMENTERS | contextual).items():
         try:
             augmenter.prepare(["a warm and funny film"])
         except lowft.MissingExtraError as error:
-            print(f"left out: {name} ({error})")
+            print(f"left out: {name} ({error})", flush=True)
             continue
         found[name] = augmenter
     return found
@@ -91,18 +94,21 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="draws of rows (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=250, help="least optimizer steps of a run (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="augmenters to try; all if left out")
+    parser.add_argument("--masked", help="folder or hub id of a masked language model, for words in context")
     parser.add_argument("--models", nargs="+", default=["MiniLM", "CNN"], help="models (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads to compute with (default: %(default)s)")
     options = parser.parse_args()
     describe_machine(options.threads)
     data = rotten_tomatoes()
-    augmenters = {name: it for name, it in available().items() if not options.only or name in options.only}
+    augmenters = {
+        name: it for name, it in available(options.masked).items() if not options.only or name in options.only
+    }
     texts = list(data.texts[:2000])
     for name, augmenter in augmenters.items():
         augmenter.prepare(texts[:1])
         started = time.perf_counter()
         augmenter(texts, random.Random(0))
-        print(f"{name:18} {len(texts) / (time.perf_counter() - started):10,.0f} rows a second")
+        print(f"{name:18} {len(texts) / (time.perf_counter() - started):10,.0f} rows a second", flush=True)
     cases: dict[str, list[lowft.Strategy]] = {name: [lowft.Augment([it])] for name, it in augmenters.items()}
     consistent = [it for name, it in augmenters.items() if name in {"synonyms", "deletion", "swap"}]
     if consistent:

@@ -72,7 +72,7 @@ class Loop:
         self.config = config
         self.placement = placement
         self.train_rows = attached.state.train_rows = train_rows
-        self.eval_rows = eval_rows
+        self.eval_rows = attached.state.eval_rows = eval_rows
         self.loss_fn = loss_fn
         self.measure = measure
         self.best_metric = best_metric
@@ -85,6 +85,7 @@ class Loop:
             precision, why = placement.gather(found)[0]
             self.opening.append(why)
         self.kept = Kept(precision=precision)
+        attached.state.precision = precision
         self.optimizer = make_optimizer(attached, config)
         self.finished = False
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
@@ -219,6 +220,7 @@ class Loop:
         self.kept = kept
         if self.config.precision != "auto":
             self.kept.precision = self.config.precision
+        self.attached.state.precision = self.kept.precision
         self.history = history
         self.peak.restart()
         self._enter()
@@ -333,7 +335,9 @@ class Loop:
         return steps if config.tokens_per_batch is None else cut_to_tokens(steps, lengths, config.tokens_per_batch)
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Sequence[MicroBatch], Iterator[Batch]]]:
-        state, strategy = self.attached.state, self.attached.strategy
+        state = self.attached.state
+        strategy = self.attached.strategy.for_epoch(state)
+        self.heed_strategies()
         return epoch_batches(
             self.train_rows,
             self.plan_epoch(epoch)[: first + state.stage_steps - state.stage_step],

@@ -39,6 +39,8 @@ class State:
             in it what all of them share.
         stages: All stages of the run, in order.
         train_rows: The tokenised training rows; None in a hand-written loop.
+        eval_rows: The tokenised validation rows; None in a hand-written loop, and where there are none.
+        precision: In which the model computes, "float32" or "bfloat16": for passes that a strategy makes of its own.
         stage_is_ended: Whether `end_stage` was called in this stage.
         best_is_forgotten: Whether `forget_best` was called; the run resets it when it has acted on it.
         notes: What `note` was told and the run has not yet written into its history.
@@ -61,6 +63,8 @@ class State:
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     train_rows: TokenizedRows | None = field(default=None, repr=False)
+    eval_rows: TokenizedRows | None = field(default=None, repr=False)
+    precision: str = "float32"
     stage_is_ended: bool = field(default=False, init=False, repr=False)
     best_is_forgotten: bool = field(default=False, init=False, repr=False)
     notes: list[str] = field(default_factory=list, init=False, repr=False)

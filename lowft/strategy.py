@@ -9,6 +9,7 @@ The loop, drawn once, with every hook marked `←`. The Trainer, `lowft.attach` 
         what trains is set: everything outside `stage.trainable` is frozen
         on_stage_start(state)             ←
         recurring(dataset)                ← the rows that the batches hold again and again: frozen layers run once
+        for_epoch(state)                  ← as each pass over the rows begins: whose `on_examples` changes them
         for step in stage:
             on_examples(examples, rng)    ← raw rows, as a batch is collated (may run in a worker process)
             on_batch(batch, state)        ← tensors on their device
@@ -148,6 +149,14 @@ class Strategy(ABC):
     def on_stage_start(self, state: State) -> None:
         """Act when a stage begins and what trains has been set."""
 
+    def for_epoch(self, state: State) -> Strategy:  # noqa: ARG002
+        """Return the strategy whose `on_examples` changes the rows of the epoch that begins: this one, or a copy.
+
+        For a strategy that changes rows in the light of what has happened, which worker processes cannot see. It is
+        called once more where a run resumes within an epoch, and must then return the same as before.
+        """
+        return self
+
     def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:  # noqa: ARG002
         """Return the raw rows of a batch, perhaps with more; may run in a worker process."""
         return examples
@@ -202,6 +211,16 @@ class Chain(Strategy):
     def on_stage_start(self, state: State) -> None:
         """Tell every strategy that a stage begins."""
         self._each("on_stage_start", state)
+
+    def for_epoch(self, state: State) -> Chain:
+        """Return the strategies that change the rows of the epoch that begins."""
+        found = []
+        for strategy in self.strategies:
+            with _blame(strategy, "for_epoch", (state,)):
+                found.append(strategy.for_epoch(state))
+                if not isinstance(found[-1], Strategy):
+                    raise TrainingError(f"{strategy.name}.for_epoch must return a strategy; it returned {found[-1]!r}")
+        return Chain(tuple(found))
 
     def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:
         """Return the rows after every strategy has seen them."""

@@ -11,7 +11,7 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -63,6 +63,10 @@ class AllHooks(Strategy):
         """Count stages."""
         memory = state.memory_of(self.name)
         memory["stages"] = memory.get("stages", 0) + 1
+
+    def for_epoch(self, state: State) -> Strategy:
+        """Go on as a copy."""
+        return replace(self)
 
     def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:
         """Add a shuffled copy of every row."""

@@ -18,7 +18,7 @@ from tests.test_strategies_table import assert_same
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 300  # many times what it takes: a process that waits for the other in vain is what must be found
-STEPS = {"plain": 4, "limited": 4, "staged": 8, "taught": 6, "compared": 7}
+STEPS = {"plain": 4, "limited": 4, "staged": 8, "taught": 6, "compared": 7, "augmented": 4}
 Read = Callable[[str, int], tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
 
@@ -123,6 +123,19 @@ def test_two_processes_begin_again_together(two: Read) -> None:
     told = [record["message"] for record in found["records"] if record["event"] == "note"]
     assert [message.partition(";")[2] for message in told] == [" it begins again with seed 4 (restart 1 of 1)", ""]
     assert len([record for record in found["records"] if record["event"] == "train"]) == 4
+
+
+def test_processes_switch_the_same_augmenter_off(one: Read, two: Read) -> None:
+    """Each reads a share of the validation rows, and both decide as one process would."""
+    alone = one("augmented", 0)[1]
+    assert alone["off"] == [1]
+    assert [two("augmented", rank)[1]["off"] for rank in (0, 1)] == [[1], [1]]
+    messages = [
+        [record["message"] for record in found["records"] if record["event"] == "note"]
+        for found in (alone, two("augmented", 0)[1])
+    ]
+    assert messages[0] == messages[1]
+    assert "Spoilt 8 of 8 (100.0%), beyond" in messages[0][-1]
 
 
 def test_the_stages_change_what_trains(two: Read) -> None:

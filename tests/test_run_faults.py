@@ -150,6 +150,10 @@ class Raises(Strategy):
     def on_stage_start(self, state: State) -> None:
         self._raise_in("on_stage_start")
 
+    def for_epoch(self, state: State) -> Strategy:
+        self._raise_in("for_epoch")
+        return self
+
     def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:
         self._raise_in("on_examples")
         return examples
@@ -175,7 +179,7 @@ HOOKS = [name for name in vars(Strategy) if name in vars(Raises) and not name.st
 
 def test_every_hook_is_among_those_that_raise() -> None:
     """The list of hooks below is the list of hooks there are."""
-    assert len(HOOKS) == 9
+    assert len(HOOKS) == 10
 
 
 @pytest.mark.parametrize(("hook", "workers"), [*((hook, 0) for hook in HOOKS), ("on_examples", 1)])

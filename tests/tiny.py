@@ -133,13 +133,12 @@ def tiny_model(
     layers = {"num_layers": num_layers} if arch == "t5" else {"num_hidden_layers": num_layers}
     config = AutoConfig.for_model(
         arch,
-        vocab_size=len(VOCABULARY),
         pad_token_id=PAD,
         bos_token_id=CLS,
         eos_token_id=SEP,
         num_labels=num_labels,
         problem_type=problem_type,
-        **(_CONFIGS[arch] | layers | settings),
+        **({"vocab_size": len(VOCABULARY)} | _CONFIGS[arch] | layers | settings),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

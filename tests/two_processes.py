@@ -6,6 +6,7 @@ Started as a module, once alone and once in two processes; not a test itself.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import sys
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from lowft.augment import RandomDeletion, RandomSwap
+from lowft.augment import Augmenter, RandomDeletion, RandomSwap, harm
 from lowft.checkpoint import write_json, write_tensors
 from lowft.data.batching import Batch
 from lowft.state import State
@@ -173,6 +175,53 @@ def begun_again(found: Found, folder: Path) -> None:
     found.keep("again", trainer)
 
 
+@dataclass(frozen=True)
+class Turned(Augmenter):
+    """Turns the order of words around."""
+
+    def vary(self, text: str, rng: random.Random) -> str:
+        return " ".join(reversed(text.split()))
+
+
+@dataclass(frozen=True)
+class Spoilt(Augmenter):
+    """Adds a word that the model in `augmented` is made to read as the other class."""
+
+    def vary(self, text: str, rng: random.Random) -> str:
+        return f"{text} wonderful"
+
+
+def augmented(found: Found, folder: Path) -> None:
+    """Train on rows and copies, of which every row has one; an augmenter is switched off after the first epoch."""
+    sure, harm._SURE = harm._SURE, 0.0
+    read = harm._probabilities
+
+    def spoilt(model: Any, like: Any, texts: Any, precision: str) -> Any:
+        likely = read(model, like, texts, precision)
+        own = dict(zip(zip(like.rows.texts, [None] * len(like), strict=True), like.labels, strict=True))
+        for row, pair in enumerate(texts):  # the rows themselves are read rightly, and spoilt ones wrongly
+            if pair in own:
+                likely[row] = np.eye(2)[own[pair]]
+            elif "wonderful" in pair[0]:
+                likely[row] = np.eye(2)[1 - own[pair[0].removesuffix(" wonderful"), None]]
+            else:
+                likely[row] = np.eye(2)[own[" ".join(reversed(pair[0].split())), None]]
+        return likely
+
+    harm._probabilities = spoilt
+    trainer = tiny_trainer(
+        model=tiny_model("bert", **NO_DROPOUT),
+        train_dataset=tiny_rows(13),
+        batch_size=4 // PROCESSES,
+        strategies=[Augment([Turned(), Spoilt()], drop_harmful=0.1)],
+        load_best_model_at_end=False,
+        **STEADY,
+    )
+    trainer.fit()
+    harm._SURE, harm._probabilities = sure, read
+    found.keep("augmented", trainer, off=trainer._loop.attached.state.memory["Augment"]["off"])
+
+
 def stopped_and_resumed(found: Found, folder: Path) -> None:
     """Resume in the middle of the second stage, dropout on."""
 
@@ -268,6 +317,7 @@ def main() -> None:
     staged(found, folder)
     taught(found, folder)
     compared(found, folder)
+    augmented(found, folder)
     if PROCESSES > 1:
         begun_again(found, folder)
         stopped_and_resumed(found, folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lowft.augment.augmenter import Augmenter
+from lowft.augment.contextual import ContextualReplacement
+from lowft.augment.neighbors import EmbeddingNeighbors
 from lowft.augment.noise import PunctuationInsertion, RandomDeletion, RandomMasking, RandomSwap
 from lowft.augment.others import NlpAug
 from lowft.augment.synonyms import RandomInsertion, SynonymReplacement
@@ -12,6 +14,8 @@ __all__ = [
     "ApertiumTranslator",
     "Augmenter",
     "BackTranslation",
+    "ContextualReplacement",
+    "EmbeddingNeighbors",
     "NlpAug",
     "PunctuationInsertion",
     "RandomDeletion",

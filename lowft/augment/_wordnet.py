@@ -2,7 +2,8 @@
 
 The files say nothing about a word in a sentence, so only words are kept whose reading does not depend on one:
 
-- the word has one part of speech, and is not also an inflected form of another word ("left", "found", "plays");
+- the word has one part of speech, and is not also an inflected form of another word ("left", "found", "plays"); where
+  a tagger tells the part of speech, only other words of that part count;
 - both it and its synonym mean the same in their most frequent sense;
 - both are single words in small letters, and of three or more ("e" is a vitamin to WordNet).
 
@@ -14,12 +15,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lowft.errors import ConfigError, DataError, MissingExtraError
 
-__all__ = ["find_wordnet", "read_synonyms"]
+__all__ = ["find_wordnet", "read_synonyms", "read_tagged_synonyms"]
 
 _VARIABLE = "LOWFT_WORDNET"
 _PARTS = ("noun", "verb", "adj", "adv")
@@ -75,20 +76,51 @@ def read_synonyms(path: str | None = None) -> Mapping[str, tuple[str, ...]]:
         DataError: A file is not in WordNet's format.
     """
     folder = find_wordnet(path)
-    first = {part: dict(_first_senses(folder / f"index.{part}")) for part in _PARTS}
-    irregular = {form for part in _PARTS for form in _irregular_forms(folder / f"{part}.exc")}
+    first, irregular = _indexes(folder)
+    forms = frozenset[str]().union(*irregular.values())
     found: dict[str, tuple[str, ...]] = {}
-    for part, own in first.items():
+    for part, same in _meanings(folder, first):
         others = [senses for name, senses in first.items() if name != part]
-        for offset, words in _synsets(folder / f"data.{part}"):
-            # What is left are the words that mean this in their most frequent sense.
-            same = [word for word in words if _is_plain(word) and own.get(word) == offset]
-            for word in same:
-                if word in irregular or any(word in senses for senses in others) or _is_inflected(word, first):
-                    continue
-                if synonyms := tuple(other for other in same if other != word):
-                    found[word] = synonyms
+        for word in same:
+            if word in forms or any(word in senses for senses in others) or _is_inflected(word, first, _PARTS):
+                continue
+            if synonyms := tuple(other for other in same if other != word):
+                found[word] = synonyms
     return found
+
+
+@functools.lru_cache(maxsize=4)
+def read_tagged_synonyms(path: str | None = None) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """Return the synonyms of each word by part of speech ("noun", "verb", "adj", "adv"), for words in base form.
+
+    Args:
+        path: As for `find_wordnet`.
+
+    Raises:
+        LowftError: As for `read_synonyms`.
+    """
+    folder = find_wordnet(path)
+    first, irregular = _indexes(folder)
+    found: dict[str, dict[str, tuple[str, ...]]] = {part: {} for part in _PARTS}
+    for part, same in _meanings(folder, first):
+        for word in same:
+            synonyms = tuple(other for other in same if other != word)
+            if synonyms and word not in irregular[part] and not _is_inflected(word, first, [part]):
+                found[part][word] = synonyms
+    return found
+
+
+def _indexes(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, frozenset[str]]]:
+    """Return, for each part of speech, the most frequent sense of each single word, and all irregular forms."""
+    first = {part: dict(_first_senses(folder / f"index.{part}")) for part in _PARTS}
+    return first, {part: frozenset(_irregular_forms(folder / f"{part}.exc")) for part in _PARTS}
+
+
+def _meanings(folder: Path, first: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """Yield, with their part of speech, plain words that all mean the same in their most frequent sense."""
+    for part, own in first.items():
+        for offset, words in _synsets(folder / f"data.{part}"):
+            yield part, [word for word in words if _is_plain(word) and own.get(word) == offset]
 
 
 def _places() -> list[Path]:
@@ -150,12 +182,12 @@ def _irregular_forms(file: Path) -> Iterator[str]:
             yield form
 
 
-def _is_inflected(word: str, first: Mapping[str, Mapping[str, str]]) -> bool:
-    """Say whether a word may be a regular form of another word that WordNet knows."""
+def _is_inflected(word: str, first: Mapping[str, Mapping[str, str]], parts: Iterable[str]) -> bool:
+    """Say whether a word may be a regular form of another word that WordNet knows in one of these parts of speech."""
     return any(
         word.endswith(ending) and word.removesuffix(ending) + base in first[part]
-        for part, endings in _ENDINGS.items()
-        for ending, base in endings
+        for part in parts
+        for ending, base in _ENDINGS.get(part, ())
     )
 
 

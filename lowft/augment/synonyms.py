@@ -1,27 +1,22 @@
-"""Words replaced by, or joined by, words of the same meaning, from WordNet or a dictionary of your own."""
+"""Words replaced by, or joined by, words of the same meaning: from WordNet, a dictionary, a function, embeddings."""
 
 from __future__ import annotations
 
 import os
 import random
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lowft._settings import check_real, check_whole
-from lowft.augment._wordnet import read_synonyms
-from lowft.augment._words import STOP_WORDS, find_words, how_many, like_case, splice
+from lowft._settings import check_real
+from lowft.augment._choosing import PLAIN_WORD, Option, check_choosing, listed_texts, plain_words, replace_words
+from lowft.augment._tags import tagged_words
+from lowft.augment._wordnet import read_synonyms, read_tagged_synonyms
+from lowft.augment._words import STOP_WORDS, find_words, how_many, splice
 from lowft.augment.augmenter import Augmenter
 from lowft.errors import ConfigError
 
 __all__ = ["RandomInsertion", "SynonymReplacement"]
-
-# Letters alone, and not a part of something longer: no contraction, compound, number, tag, address or entity.
-_JOINTS = r"\w'\u2019@#&/\\<>=$%^*\-\u0300-\u036f"
-_PLAIN_WORD = re.compile(rf"(?<![{_JOINTS}])(?<!\w[.:])[^\W\d_]+(?![{_JOINTS}]|[.:]\w)")
-_SENTENCE_ENDS = (".", "!", "?", "\n", ">", ":")
-_LOOKED_BACK = 8  # characters in which the end of the sentence before must stand
 
 
 @dataclass(frozen=True)
@@ -29,44 +24,55 @@ class SynonymReplacement(Augmenter):
     """Replace some words by synonyms; every other character of the text stays as it was.
 
     Left alone are stop words (negations among them), contractions, compounds, numbers, tags, addresses, and
-    whatever a pattern of yours protects. A synonym takes over the capitals of the word that it replaces.
+    whatever a pattern of yours protects. A synonym takes over the capitals of the word that it replaces. Capitalised
+    words inside a sentence are mostly names, and stay, except where a dictionary of yours has them.
 
-    There is no tagger, so with WordNet only words are replaced whose reading does not depend on the sentence: those
-    with one part of speech that are not inflected forms too, by synonyms that share their most frequent sense. Plurals
-    and past forms stay as they are, and so do capitalised words inside a sentence, which are mostly names. In
-    reviews that leaves about one word in sixteen. A dictionary of yours is followed to the letter.
+    Without a tagger, WordNet replaces only words whose reading does not depend on the sentence: those with one part
+    of speech that are not inflected forms too, by synonyms that share their most frequent sense. Plurals and past
+    forms stay as they are. In reviews that leaves about one word in sixteen. With `pos_tagger`, words of several
+    parts of speech are replaced too, by synonyms that share the most frequent sense of the part that the tagger names.
 
     Sources: WordNet (Fellbaum 1998); synonym replacement in the manner of EDA (Wei & Zou 2019,
     https://arxiv.org/abs/1901.11196).
 
     Args:
-        source: "wordnet", or a dictionary from single words, whatever their case, to lists of replacements.
+        source: "wordnet"; a dictionary from single words, whatever their case, to lists of replacements, which is
+            followed to the letter; or something that is called with a word in small letters and returns such a list,
+            always the same: `EmbeddingNeighbors(...)`, or a function of yours. It is asked once for each word. (A
+            Trainer, whose checkpoints name their settings, takes a dataclass under `lowft.register`, no function.)
         path: WordNet's folder; None looks into `$LOWFT_WORDNET`, then where Debian and NLTK put it.
         share: Share of the text's words to replace, at least one, as far as there are synonyms.
         max_words: At most this many words of a text.
         stop_words: Words to leave alone; None is a list of English function words.
         protect: Regular expressions; what they match stays as it is.
+        pos_tagger: With WordNet: called with a text's words and punctuation marks, returns the part of speech of each
+            as a Universal or Penn tag, or (word, tag) as `nltk.pos_tag` does. Inflected forms are left alone.
 
     Raises:
         ConfigError: A setting outside its range, an entry of the dictionary that is no word, or a pattern that is no
-            regular expression. Or, at first use, a folder that lacks some of WordNet's files.
+            regular expression. At use: a function that returns no list of texts, a tagger that returns no tag for each
+            word. Or, at first use, a folder that lacks some of WordNet's files.
         MissingExtraError: At first use: WordNet is not installed. The message says how to get it.
 
     >>> replace = SynonymReplacement({"film": ["movie", "picture"], "dull": ["dreary"]}, share=0.5)
     >>> replace(["A dull film; the film-maker's DULL film."], random.Random(0))
     ["A dreary picture; the film-maker's DREARY picture."]
+    >>> SynonymReplacement(lambda word: ["comic"] if word == "funny" else [])(["A funny film"], random.Random(0))
+    ['A comic film']
     """
 
-    source: Literal["wordnet"] | Mapping[str, Sequence[str]] = "wordnet"
+    source: Literal["wordnet"] | Mapping[str, Sequence[str]] | Callable[[str], Sequence[str]] = "wordnet"
     path: str | None = None
     share: float = 0.1
     max_words: int | None = None
     stop_words: tuple[str, ...] | None = None
     protect: tuple[str, ...] = ()
+    pos_tagger: Callable[[Sequence[str]], Sequence[Any]] | None = None
+    _answers: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        if self.source != "wordnet":
+        if self.source != "wordnet" and (isinstance(self.source, type) or not callable(self.source)):
             object.__setattr__(self, "source", _dictionary(self.source))
         if self.path is not None:
             if self.source != "wordnet" or not isinstance(self.path, str | os.PathLike):
@@ -74,30 +80,47 @@ class SynonymReplacement(Augmenter):
                     f"SynonymReplacement.path must be WordNet's folder, with source='wordnet'; received {self.path!r}"
                 )
             object.__setattr__(self, "path", os.fspath(self.path))
-        check_real("SynonymReplacement.share", self.share, above=0, most=1)
-        if self.max_words is not None:
-            check_whole("SynonymReplacement.max_words", self.max_words, least=1)
-        if self.stop_words is not None:
-            object.__setattr__(self, "stop_words", _texts("stop_words", self.stop_words))
-        object.__setattr__(self, "protect", _texts("protect", self.protect))
-        for pattern in self.protect:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(
-                    f"SynonymReplacement.protect must hold regular expressions; {pattern!r} is none: {error}"
-                ) from error
+        check_choosing(self)
+        if self.pos_tagger is not None and (self.source != "wordnet" or not callable(self.pos_tagger)):
+            raise ConfigError(
+                f"SynonymReplacement.pos_tagger must be a function from words to tags, with source='wordnet'; received "
+                f"{self.pos_tagger!r}"
+            )
 
     def synonyms(self, word: str) -> Sequence[str]:
-        """Return what may stand for a word, in whatever case that is written; nothing for a word without synonyms.
+        """Return what may stand for a word wherever it stands, in whatever case; nothing where there is nothing.
 
         >>> SynonymReplacement({"film": ["movie"]}).synonyms("FILM")
         ('movie',)
         """
-        known = read_synonyms(self.path) if isinstance(self.source, str) else self.source
-        found = known.get(word.lower(), ())
-        stop_words = STOP_WORDS if self.stop_words is None else self.stop_words
-        return () if found and word.lower() in stop_words else found
+        word = word.lower()
+        if word in (STOP_WORDS if self.stop_words is None else self.stop_words):
+            return ()
+        if isinstance(self.source, str):
+            return read_synonyms(self.path).get(word, ())
+        if isinstance(self.source, Mapping):
+            return self.source.get(word, ())
+        if word not in self._answers:
+            self._answers[word] = _answer(self.source, word)
+        return self._answers[word]
+
+    def options(self, text: str) -> list[Option]:
+        """Return where the words of a text stand that may be replaced, and what may stand there.
+
+        >>> SynonymReplacement({"film": ["movie"]}).options("A film")
+        [(2, 6, ('movie',))]
+        """
+        names = isinstance(self.source, Mapping)
+        spans = plain_words(text, protect=self.protect, stop_words=self.stop_words, names=names)
+        if self.pos_tagger is None:
+            found = [(start, end, self.synonyms(text[start:end])) for start, end in spans]
+        else:
+            known, parts = read_tagged_synonyms(self.path), tagged_words(self.pos_tagger, text) if spans else {}
+            found = [
+                (start, end, known.get(parts.get((start, end), ""), {}).get(text[start:end].lower(), ()))
+                for start, end in spans
+            ]
+        return [option for option in found if option[2]]
 
     def find(self, text: str) -> list[tuple[int, int]]:
         """Return where the words stand that may be replaced.
@@ -105,29 +128,21 @@ class SynonymReplacement(Augmenter):
         >>> SynonymReplacement({"film": ["movie"]}, protect=('"[^"]*"',)).find('A film called "Film".')
         [(2, 6)]
         """
-        protected = [match.span() for pattern in self.protect for match in re.finditer(pattern, text)]
-        return [
-            (start, end)
-            for start, end in (match.span() for match in _PLAIN_WORD.finditer(text))
-            if self.synonyms(text[start:end])
-            and not (isinstance(self.source, str) and _is_name(text, start, end))
-            and not any(start < until and since < end for since, until in protected)
-        ]
+        return [(start, end) for start, end, _ in self.options(text)]
 
     def vary(self, text: str, rng: random.Random) -> str:
         """Return the text with words replaced."""
-        found = self.find(text)
-        count = min(how_many(self.share, len(find_words(text)), self.max_words), len(found))
-        changes = []
-        for start, end in sorted(rng.sample(found, count)):
-            word = text[start:end]
-            changes.append((start, end, like_case(rng.choice(self.synonyms(word)), word)))
-        return splice(text, changes)
+        return replace_words(text, self.options(text), share=self.share, max_words=self.max_words, rng=rng)
 
-    def prepare(self, texts: Sequence[str]) -> None:  # noqa: ARG002
-        """Read WordNet, so that worker processes share it, and a missing one is found before training."""
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Look up all words, so that worker processes share what was found, and what is missing is known at once."""
+        if isinstance(self.source, Mapping):
+            return
         if isinstance(self.source, str):
-            read_synonyms(self.path)
+            (read_synonyms if self.pos_tagger is None else read_tagged_synonyms)(self.path)
+            texts = texts[:1]  # enough to see whether a tagger does what it should
+        for text in texts:
+            self.options(text)
 
 
 @dataclass(frozen=True)
@@ -160,52 +175,47 @@ class RandomInsertion(Augmenter):
 
     def vary(self, text: str, rng: random.Random) -> str:
         """Return the text with synonyms put in."""
-        found = self.synonyms.find(text)
+        found = self.synonyms.options(text)
         if not found:
             return text
         starts = [start for start, _ in find_words(text)]
         changes = []
         for at in sorted(rng.choices(starts, k=how_many(self.share, len(starts)))):
-            start, end = rng.choice(found)
-            changes.append((at, at, f"{rng.choice(self.synonyms.synonyms(text[start:end]))} "))
+            _, _, words = rng.choice(found)
+            changes.append((at, at, f"{rng.choice(words)} "))
         return splice(text, changes)
 
     def prepare(self, texts: Sequence[str]) -> None:
-        """Read WordNet where that is the source."""
+        """Let the source of synonyms do what it can do beforehand."""
         self.synonyms.prepare(texts)
-
-
-def _is_name(text: str, start: int, end: int) -> bool:
-    """Say whether a word is capitalised, but neither begins a sentence nor is all in capitals."""
-    word = text[start:end]
-    if not word[0].isupper() or (word.isupper() and len(word) > 1):
-        return False
-    before = text[max(0, start - _LOOKED_BACK) : start].rstrip(" \t\"'\u201c\u2018([*")
-    return bool(before) and not before.endswith(_SENTENCE_ENDS)
 
 
 def _dictionary(source: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(source, Mapping):
         raise ConfigError(
-            f"SynonymReplacement.source must be 'wordnet' or a dictionary from words to lists of synonyms; "
-            f"received {source!r}"
+            f"SynonymReplacement.source must be 'wordnet', a dictionary from words to lists of synonyms, or something "
+            f"that is called with a word and returns such a list, as lowft.EmbeddingNeighbors(...); received {source!r}"
         )
     found: dict[str, tuple[str, ...]] = {}
     for word, synonyms in source.items():
-        if not isinstance(word, str) or not _PLAIN_WORD.fullmatch(word):
+        if not isinstance(word, str) or not PLAIN_WORD.fullmatch(word):
             raise ConfigError(f"SynonymReplacement.source must have single words as keys; received {word!r}")
-        listed = synonyms if isinstance(synonyms, list | tuple | set | frozenset) else ()
-        if not listed or not all(isinstance(synonym, str) and synonym.strip() for synonym in listed):
+        listed = listed_texts(synonyms)
+        if not listed:
             raise ConfigError(
                 f"SynonymReplacement.source[{word!r}] must be a list of at least one text; received {synonyms!r}"
             )
-        # Sets have no order of their own, and that of another process would draw other synonyms.
-        ordered = sorted(listed) if isinstance(listed, set | frozenset) else listed
-        found[word.lower()] = found.get(word.lower(), ()) + tuple(ordered)
+        found[word.lower()] = found.get(word.lower(), ()) + listed
     return found
 
 
-def _texts(name: str, values: Any) -> tuple[str, ...]:
-    if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(item, str) for item in values):
-        raise ConfigError(f"SynonymReplacement.{name} must be a tuple of texts; received {values!r}")
-    return tuple(values)
+def _answer(source: Callable[[str], Any], word: str) -> tuple[str, ...]:
+    """Return what a function gives for a word, without the word itself."""
+    answer = source(word)
+    listed = listed_texts(answer)
+    if listed is None:
+        raise ConfigError(
+            f"SynonymReplacement.source must return a list of texts for each word, an empty one where it knows none; "
+            f"for {word!r} it returned {answer!r}"
+        )
+    return tuple(text for text in listed if text.lower() != word)

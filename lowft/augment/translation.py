@@ -9,13 +9,13 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from lowft._progress import progress_bar
 from lowft._settings import check_text, check_whole
+from lowft.augment._models import open_model
 from lowft.augment.augmenter import Augmenter
 from lowft.errors import ConfigError, MissingExtraError, ModelError, TrainingError
 from lowft.registry import register
@@ -259,31 +259,12 @@ def _load(name: str, revision: str | None) -> tuple[Any, Any]:
     """Return a model and its tokenizer; there and back are two."""
     from transformers import AutoModelForSeq2SeqLM
 
-    from lowft.models import load_tokenizer
-    from lowft.models._quiet import quiet
-
-    tokenizer = load_tokenizer(name, revision=revision)
-    auto: Any = AutoModelForSeq2SeqLM
-    try:
-        with quiet(bars=not Path(name).is_dir()):  # downloads show their progress
-            model, report = auto.from_pretrained(
-                name,
-                revision=revision or "main",
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as error:  # each class fails in its own way on files that are missing or damaged
-        reason = " ".join(str(error).split())
+    model, tokenizer, missing = open_model(
+        AutoModelForSeq2SeqLM, name, revision, purpose="Seq2SeqTranslator", kind="an encoder-decoder model"
+    )
+    if missing:
         raise ModelError(
-            f"Seq2SeqTranslator: {name!r} cannot be loaded as an encoder-decoder model with safetensors. "
-            f"{type(error).__name__}: {reason[:400]}"
-        ) from error
-    if report["missing_keys"]:
-        raise ModelError(
-            f"Seq2SeqTranslator: {name!r} is no complete encoder-decoder model; it lacks "
-            f"{', '.join(sorted(report['missing_keys'])[:5])}. Give a model that was trained to translate"
+            f"Seq2SeqTranslator: {name!r} is no complete encoder-decoder model; it lacks {', '.join(missing[:5])}. "
+            f"Give a model that was trained to translate"
         )
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return model.to(accelerator or "cpu").eval(), tokenizer
+    return model, tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from lowft._inference import logits_of
 from lowft._settings import check_choice, check_real, check_whole
 from lowft.augment import Augmenter
 from lowft.augment.bank import VariantBank, change, is_empty, prepare_all
+from lowft.augment.harm import without_harm
 from lowft.consistency import Annealing, consistency_loss, first_of_row, signal_threshold, task_of
 from lowft.data.rows import Rows
 from lowft.errors import ConfigError, TrainingError
@@ -66,6 +67,11 @@ class Augment(Strategy):
         drop_misread: Leave copies out of the loss on labels that the model takes for another class with at least this
             probability while it reads the row itself rightly: the label was probably not kept. The history says how
             many. None leaves none out.
+        drop_harmful: Switch an augmenter off that costs validation rows their labels: that has the model read more than
+            this share of them as another class, beyond chance (binomial test at 1 %). These are the rows that the model
+            reads rightly with a probability of 0.8 or more, up to 1,000 of them, and the augmenter changes. They are
+            looked at as epochs 2, 3, 5, 9, … of each stage begin, and as later stages do; the history has the figures.
+            This finds broken labels; whether a run had ended better, `lowft.compare_few_shot` tells. None: no test.
         bank: Make so many variants of each row once, before training, and draw copies from these: for slow augmenters.
             They depend on the text alone. None makes fresh ones.
         bank_workers: Worker processes that make them.
@@ -95,9 +101,11 @@ class Augment(Strategy):
     label_weight: float = 1.0
     annealing: Annealing | None = None
     drop_misread: float | None = None
+    drop_harmful: float | None = None
     bank: int | None = None
     bank_workers: int = 0
     bank_dir: str | os.PathLike[str] | None = None
+    _off: frozenset[int] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -128,6 +136,8 @@ class Augment(Strategy):
             check_choice("Augment.annealing", self.annealing, ("linear", "log", "exp"))
         if self.drop_misread is not None:
             check_real("Augment.drop_misread", self.drop_misread, least=0.5, most=1)
+        if self.drop_harmful is not None:
+            check_real("Augment.drop_harmful", self.drop_harmful, above=0, below=1)
         if self.consistency > 0:
             object.__setattr__(self, "contract", Contract(provides=frozenset({"unlabeled"})))
             return
@@ -157,6 +167,11 @@ class Augment(Strategy):
                 )
             return
         check_whole("Augment.bank", self.bank, least=1)
+        if self.drop_harmful is not None:
+            raise ConfigError(
+                f"Augment.drop_harmful={self.drop_harmful!r} switches augmenters off in the course of a run, and the "
+                f"variants of bank={self.bank!r} are made before it: leave one of the two out"
+            )
         if self.bank < self.copies:
             raise ConfigError(
                 f"Augment.bank must be at least the {self.copies} copies of a row in a batch; received {self.bank}"
@@ -189,7 +204,7 @@ class Augment(Strategy):
                 f"temperature={self.temperature!r} and confidence={self.confidence!r}"
             )
         if task != "single_label_classification":
-            for name in ("annealing", "drop_misread"):
+            for name in ("annealing", "drop_misread", "drop_harmful"):
                 if getattr(self, name) is not None:
                     raise ConfigError(
                         f"Augment.{name} asks how likely the one right class is, and the task is {task}; received "
@@ -222,6 +237,33 @@ class Augment(Strategy):
         known = dict.fromkeys(variant for variants in held for variant in variants)
         pairs = None if dataset.pairs is None else (*dataset.pairs, *(pair or "" for _, pair in known))
         return Rows((*dataset.texts, *(text for text, _ in known)), pairs)
+
+    def on_stage_start(self, state: State) -> None:
+        """Find out whether there are rows to see harm in."""
+        if self.drop_harmful is not None and state.eval_rows is None:
+            raise ConfigError(
+                f"Augment.drop_harmful={self.drop_harmful!r} looks at validation rows, and there are none: pass "
+                f"Trainer(eval_dataset=...), or leave it out"
+            )
+
+    def for_epoch(self, state: State) -> Augment:
+        """Return the strategy without the augmenters that do harm."""
+        if self.drop_harmful is None:
+            return self
+        memory, now = state.memory_of(self.name), [state.stage_index, state.epoch]
+        # With each test the time to the next one doubles. A run that resumes within an epoch is beyond its test.
+        if state.epoch & (state.epoch - 1) == 0 and memory.get("tested") != now:
+            memory["tested"] = now
+            if state.step > 0 and len(memory.get("off", [])) < len(self.augmenters):
+                assert state.eval_rows is not None  # noqa: S101 - refused at the start
+                memory["off"], message = without_harm(
+                    self.augmenters, memory.get("off", []), self.drop_harmful, state.model, state.eval_rows,
+                    precision=state.precision,
+                )  # fmt: skip
+                state.note(f"Augment: {message}")
+        quieter = dataclasses.replace(self)
+        object.__setattr__(quieter, "_off", frozenset(memory.get("off", [])))
+        return quieter
 
     def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:
         """Return the rows, and after them their changed copies."""
@@ -290,6 +332,9 @@ class Augment(Strategy):
 
     def _fresh(self, examples: Sequence[Example], rng: BatchRandom) -> list[Example]:
         """Return copies made for this batch."""
+        active = [augmenter for index, augmenter in enumerate(self.augmenters) if index not in self._off]
+        if not active:
+            return []
         copies: list[Example] = []
         sources: list[random.Random] = []
         chosen: list[int] = []
@@ -299,9 +344,9 @@ class Augment(Strategy):
                 if source.random() < self.probability:
                     copies.append(example)
                     sources.append(source)
-                    chosen.append(source.randrange(len(self.augmenters)))
+                    chosen.append(source.randrange(len(active)))
         texts = [(copy.text, copy.pair) for copy in copies]
-        changed = change(texts, self.augmenters, sources, None if self.mix == "chain" else chosen)
+        changed = change(texts, active, sources, None if self.mix == "chain" else chosen)
         return [
             dataclasses.replace(copy, text=text, pair=pair) for copy, (text, pair) in zip(copies, changed, strict=True)
         ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from lowft._inference import autocast
 from lowft._settings import check_choice, check_flag, check_real, check_whole
 from lowft.errors import ConfigError, StrategyConflictError
 from lowft.masking import continuations, mask_tokens, masked_token_loss
@@ -180,8 +181,10 @@ class MaskedLanguageModeling(Strategy):
             longest_span=self.longest_span,
             rng=random.Random(int(torch.randint(2**62, ()))),
         )
-        states = model.base_model(**(batch.inputs | {"input_ids": hidden_ids}))[0]
-        return masked_token_loss(head(states[labels != -100], embeddings), labels)
+        with autocast(state.precision, ids.device):
+            states = model.base_model(**(batch.inputs | {"input_ids": hidden_ids}))[0]
+            scores = head(states[labels != -100], embeddings)  # of what is hidden alone: all would be ten times as many
+        return masked_token_loss(scores, labels)
 
     @staticmethod
     def _continues(head: torch.nn.Module, tokenizer: Any) -> Tensor:

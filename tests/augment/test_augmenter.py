@@ -15,6 +15,8 @@ from lowft.augment import (
     ApertiumTranslator,
     Augmenter,
     BackTranslation,
+    ContextualReplacement,
+    EmbeddingNeighbors,
     NlpAug,
     PunctuationInsertion,
     RandomDeletion,
@@ -26,6 +28,7 @@ from lowft.augment import (
 )
 from lowft.errors import ConfigError, DataError
 from lowft.registry import from_dict, register, to_dict
+from tests.augment.tiny_masked import masked_folder
 
 DICTIONARY = {"film": ["movie", "picture"], "bad": ["awful"], "Café": ["bistro"]}
 TEXTS = ("It wasn't a bad, 2-hour film (7.5/10).", "FILM", "", "  ", "...", "Das  café\tist\nzu.")
@@ -42,9 +45,23 @@ class ReverseTranslator:
         return [text[::-1].upper() if self.upper else text[::-1] for text in texts]
 
 
+@register
+@dataclass(frozen=True)
+class Endings:
+    """A source of synonyms that a recipe can hold."""
+
+    ending: str
+
+    def __call__(self, word: str, /) -> list[str]:
+        return [word + self.ending]
+
+
 AUGMENTERS: dict[str, Augmenter] = {
     "back-translation": BackTranslation(ReverseTranslator(), ReverseTranslator(upper=True)),
+    "contextual": ContextualReplacement(masked_folder(), min_probability=0.0),
     "deletion": RandomDeletion(0.4),
+    "embeddings": SynonymReplacement(EmbeddingNeighbors(masked_folder(), min_similarity=-0.9), share=0.5),
+    "function": SynonymReplacement(Endings("zzz"), share=0.5),
     "insertion": RandomInsertion(SynonymReplacement(DICTIONARY), share=0.3),
     "masking": RandomMasking(0.4, longest_span=2),
     "nlpaug": NlpAug("RandomCharAug", {"action": "swap"}),

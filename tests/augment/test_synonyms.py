@@ -207,10 +207,61 @@ def test_insertion_reads_wordnet_before_training(monkeypatch: pytest.MonkeyPatch
         RandomInsertion().prepare([])
 
 
+def test_a_function_is_asked_once_for_each_word() -> None:
+    """It gets words in small letters, no stop words, names or parts of words; `prepare` asks for all of them."""
+    asked: list[str] = []
+
+    def source(word: str) -> set[str]:
+        asked.append(word)
+        return {"FILM", "movie", "b", "a"} if word == "film" else set()
+
+    replace = SynonymReplacement(source)
+    replace.prepare(["The FILM, not Rome's film-maker", "film of Rome"])
+    assert asked == ["film"]
+    assert replace.synonyms("Film") == ("a", "b", "movie")  # in one order, without the word itself
+    assert replace.options("A film") == [(2, 6, ("a", "b", "movie"))]
+    assert asked == ["film"]
+    assert RandomInsertion(replace).vary("film", random.Random(0)) in ("a film", "b film", "movie film")
+
+
+@pytest.mark.parametrize("answer", [None, "movie", [""], ["movie", 3], {"movie": 1}])
+def test_a_function_that_returns_no_list_is_named(answer: Any) -> None:
+    """What it returned is shown, with the word."""
+    with pytest.raises(ConfigError, match=r"source must return a list of texts for each word.* for 'film' it returned"):
+        SynonymReplacement(lambda word: answer)(["film"], random.Random(0))
+
+
+def test_a_tagger_lets_words_of_several_parts_be_replaced(folder: Path) -> None:
+    """Synonyms are of the tagged part of speech; inflected forms, other tags and other readings stay."""
+    tags = {"film": "NN", "Film": "VB", "left": "JJ", "leaves": "NNS", "mice": "NN", "movie": "NNP", "play": "NOUN"}
+
+    def tagger(words: list[str]) -> list[str]:
+        return [tags.get(word, "X") for word in words]
+
+    replace = SynonymReplacement(path=str(folder), pos_tagger=tagger)  # type: ignore[arg-type]
+    text = "Film left play; mice pic leaves movie film wasn't film-like."
+    assert {text[start:end]: words for start, end, words in replace.options(text)} == {
+        "Film": ("shoot",), "left": ("remaining",), "play": ("drama",), "film": ("movie", "pic"),
+    }  # fmt: skip
+    paired = SynonymReplacement(path=str(folder), pos_tagger=lambda words: [(word, "VB") for word in words])
+    assert paired.options("film") == [(0, 4, ("shoot",))]
+    assert RandomInsertion(paired).vary("film", random.Random(0)) == "shoot film"
+
+
+@pytest.mark.parametrize("answer", [[], ["NN", "NN"], [None], [()]])
+def test_a_tagger_that_loses_words_is_named(answer: Any, folder: Path) -> None:
+    """Each word must have a tag; it is found before training."""
+    with pytest.raises(ConfigError, match=r"pos_tagger must return a tag for each word .* for the 1 of \['film'\]"):
+        SynonymReplacement(path=str(folder), pos_tagger=lambda words: answer).prepare(["film"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "nltk"}, r"source must be 'wordnet' or a dictionary from words to lists of synonyms; .* 'nltk'"),
+        ({"source": "nltk"}, r"source must be 'wordnet', a dictionary from words to lists of synonyms, or .* 'nltk'"),
+        ({"source": dict}, r"source must be 'wordnet', a dictionary"),
+        ({"source": {"film": ["movie"]}, "pos_tagger": len}, r"pos_tagger must be a function from words to tags, with"),
+        ({"pos_tagger": "nltk"}, r"pos_tagger must be a function from words to tags"),
         ({"source": {"two words": ["x"]}}, r"must have single words as keys; received 'two words'"),
         ({"source": {"film": "movie"}}, r"source\['film'\] must be a list of at least one text; received 'movie'"),
         ({"source": {"film": []}}, r"source\['film'\] must be a list of at least one text"),

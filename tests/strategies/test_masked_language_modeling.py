@@ -176,6 +176,28 @@ def test_the_stage_before_ends_with_its_last_weights() -> None:
     assert stages[0]["decision"] == "continue"
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_hidden_words_are_scored_in_the_runs_precision_and_no_others(precision: str, tmp_path: Path) -> None:
+    """The pass and its scores are made as the task's are, of hidden places alone; a run resumes with the same bits."""
+
+    def run(folder: Path) -> Trainer:
+        return make_trainer(folder, (MaskedLanguageModeling(0.5),), precision=precision)
+
+    whole = run(tmp_path / "whole")
+    seen: list[tuple[torch.dtype, torch.dtype, int]] = []
+    head: Any = whole.model.lowft_masked_head
+    head.register_forward_hook(lambda _, given, scores: seen.append((given[0].dtype, scores.dtype, given[0].ndim)))
+    whole.fit()
+    wanted = getattr(torch, precision)
+    # The last layer's norm gives float32 in autocast too; the product with the embeddings does not.
+    assert {(scores, dimensions) for _, scores, dimensions in seen} == {(wanted, 2)}
+    folder = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-5", folder / "checkpoint-5")
+    resumed = run(folder)
+    resumed.fit(resume_from_checkpoint=True)
+    assert_same(final_weights(whole), final_weights(resumed))
+
+
 @pytest.mark.parametrize(
     "strategies",
     [

@@ -108,6 +108,10 @@ again: lowft.Strategy = lowft.from_dict(lowft.to_dict(unfreeze))
 
 augmenters: list[lowft.Augmenter] = [
     lowft.SynonymReplacement({"film": ("movie",)}, share=0.2),
+    lowft.SynonymReplacement(lowft.EmbeddingNeighbors(Path("model"), neighbors=3, min_similarity=0.6)),
+    lowft.SynonymReplacement(lambda word: [word.upper()]),
+    lowft.SynonymReplacement(pos_tagger=lambda words: [(word, "NN") for word in words]),
+    lowft.ContextualReplacement("distilroberta-base", share=0.2, top=3, show_word=False),
     lowft.RandomInsertion(),
     lowft.RandomMasking(0.15, mask="<mask>"),
     lowft.RandomDeletion(0.1),
@@ -156,6 +160,10 @@ class EveryHook(lowft.Strategy):
 
     def recurring(self, dataset: lowft.Rows) -> lowft.Rows | None:
         return dataset
+
+    def for_epoch(self, state: lowft.State) -> lowft.Strategy:
+        assert_type(state.precision, str)
+        return replace(self, factor=1 / (1 + state.epoch))
 
     def on_examples(self, examples: list[lowft.Example], rng: lowft.BatchRandom) -> list[lowft.Example]:
         assert_type(rng.for_row(examples[0].row), random.Random)
@@ -363,6 +371,8 @@ assert_type(lowft.evaluation_report(labels.task, logits.numpy(), truth.numpy(), 
 
 augmenting = lowft.Augment([lowft.RandomSwap()], consistency=1.0, annealing="exp", drop_misread=0.9, bank=4)
 assert_type(augmenting.variants([("a film", None)]), list[tuple[tuple[str, str | None], ...]])
+lowft.Augment([lowft.RandomSwap()], drop_harmful=0.1)
+assert_type(lowft.EmbeddingNeighbors(model, tokenizer)("film"), tuple[str, ...])
 lowft.Augment([lowft.RandomSwap()], annealing="slow")  # type: ignore[arg-type]
 assert_type(lowft.consistency_loss(torch.ones(1, 2), torch.ones(1, 2), temperature=0.4), torch.Tensor)
 assert_type(lowft.r_drop_loss(torch.ones(1, 2), torch.ones(1, 2)), torch.Tensor)
