@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of either (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.5, help="share of the teacher (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=2.0, help="of the softened answers (default: %(default)s)")
-    parser.add_argument("--unlabeled", type=int, default=14000, help="sentences without labels (default: %(default)s)")
+    parser.add_argument("--unlabeled", type=int, default=0, help="sentences without labels (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="draw to begin with (default: %(default)s)")
     options = parser.parse_args()
     describe_machine(options.threads)
