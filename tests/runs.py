@@ -12,7 +12,7 @@ from lowft.trainer import Trainer
 from tests.strategy_cases import tiny_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
-__all__ = ["NO_DROPOUT", "NUMBERED", "seven_is_nan", "tiny_trainer", "train_records", "weights"]
+__all__ = ["NO_DROPOUT", "NUMBERED", "note_records", "seven_is_nan", "tiny_trainer", "train_records", "weights"]
 
 NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -44,6 +44,11 @@ def weights(source: Trainer | torch.nn.Module) -> dict[str, torch.Tensor]:
 def train_records(trainer: Trainer, name: str) -> list[Any]:
     """Return one value of every optimizer step in the history."""
     return [record[name] for record in trainer.history.filter("train")]
+
+
+def note_records(trainer: Trainer) -> list[dict[str, Any]]:
+    """Return the notes of the history, but not that a tiny model has learnt nothing in so few steps."""
+    return [note for note in trainer.history.filter("note") if "has collapsed" not in note["message"]]
 
 
 def seven_is_nan(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from lowft.checkpoint import Checkpoints
 from lowft.errors import ConfigError, TrainingError
 from lowft.strategies import LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
 from lowft.trainer import Trainer
-from tests.runs import tiny_trainer
+from tests.runs import note_records, tiny_trainer
 from tests.test_memory import without_dropout
 from tests.test_strategies_table import assert_same, final_weights, make_trainer
 
@@ -174,7 +174,7 @@ def test_rows_at_a_time_fit_the_limit(limit: int, rows: int, evaluated: int, mon
     assert history.peak_memory_bytes <= limit
     assert scales.rows[True] == rows
     assert scales.rows[False] <= evaluated
-    assert len(history.filter("note")) == (limit < 600)
+    assert len(note_records(trainer)) == (limit < 600)
     reference = without_dropout(eval_batch_size=6)
     reference.fit()
     for name, tensor in final_weights(reference).items():

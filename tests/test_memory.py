@@ -20,7 +20,7 @@ from lowft.data.epochs import MicroBatch, halved
 from lowft.errors import TrainingError
 from lowft.strategies import PartialFreeze
 from lowft.trainer import Trainer
-from tests.runs import NO_DROPOUT, tiny_trainer
+from tests.runs import NO_DROPOUT, note_records, tiny_trainer
 from tests.test_strategies_table import assert_same, final_weights, make_trainer
 from tests.tiny import tiny_model
 
@@ -80,9 +80,9 @@ def test_a_step_goes_through_in_halves(where: str, error: Callable[[], BaseExcep
     """Six rows do not fit, nor do three: pairs do, and the weights are those of whole batches."""
     trainer = without_dropout()
     tried = fail_above(trainer, 2, where, error)
-    history = trainer.fit()
+    trainer.fit()
     assert tried[:3] == [6, 3, 2]
-    notes = [record["message"] for record in history.filter("note")]
+    notes = [record["message"] for record in note_records(trainer)]
     assert [note.split("; ")[0].rsplit("with ", 1)[1] for note in notes] == ["6 rows at a time", "3 rows at a time"]
     for name, tensor in reference().items():
         torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=0, atol=2e-5)

@@ -24,6 +24,7 @@ from lowft.models.prefix_cache import Filling, PrefixCache, cache_prefix, prefix
 from lowft.strategies import PartialFreeze
 from lowft.strategy import Strategy
 from lowft.trainer import Trainer
+from tests.runs import note_records
 from tests.strategy_cases import tiny_rows
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
@@ -56,7 +57,7 @@ def run(arch: str, strategies: Sequence[Strategy], *, cache: bool, **settings: A
 
 def notes(trainer: Trainer) -> list[str]:
     """Return what the history says about caches."""
-    return [record["message"] for record in trainer.history.filter("note")]
+    return [record["message"] for record in note_records(trainer)]
 
 
 def assert_same_losses(one: Trainer, other: Trainer) -> None:
@@ -276,7 +277,7 @@ def test_a_disk_that_fills_holds_what_it_can(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(os, "posix_fallocate", nearly_full)
     settings: dict[str, Any] = {"prefix_cache_memory": 0, "output_dir": tmp_path, "epochs": 2}
     trainer = run("bert", [PartialFreeze(top=1)], cache=True, **settings)
-    filled, brought = trainer.history.filter("note")
+    filled, brought = note_records(trainer)
     assert "the disk has no room for the other" in filled["message"]
     assert 10_000 < filled["cached_bytes"] <= 30_000
     assert 0.3 < brought["hit_rate"] < 0.9

@@ -130,7 +130,8 @@ def test_a_plain_torch_model_is_drawn_as_torch_does() -> None:
             self.factor = nn.Parameter(torch.ones(4))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x) * self.factor
+            out: torch.Tensor = self.inner(x) * self.factor
+            return out
 
     odd = nn.Sequential(nn.Sequential(Scale(), Scale()), nn.Linear(4, 2))
     before = weights(odd)

@@ -24,6 +24,7 @@ from lowft.state import State
 from lowft.strategies import Augment, PartialFreeze
 from lowft.strategy import Strategy
 from lowft.trainer import Trainer
+from tests.runs import note_records
 from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, contents, final_weights, make_trainer
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -278,6 +279,6 @@ def test_fresh_copies_are_computed_and_rows_are_cached() -> None:
     """Under frozen layers the rows are computed once, and only their copies, of which none comes twice, are run."""
     trainer = make_trainer(None, (Augment([RandomSwap()]), PartialFreeze(top=1)))
     trainer.fit()
-    filled, brought = trainer.history.filter("note")
+    filled, brought = note_records(trainer)
     assert "rows that Augment makes anew are computed" in filled["message"]
     assert 0.5 <= brought["hit_rate"] < 1

@@ -17,6 +17,7 @@ from lowft.stages import Stage
 from lowft.state import State
 from lowft.strategies import Augment, SelfTraining
 from lowft.trainer import Trainer
+from tests.runs import note_records
 from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, final_weights
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -94,7 +95,7 @@ def test_it_resumes(tmp_path: Path) -> None:
         resumed = make(folder, strategies)
         resumed.fit(resume_from_checkpoint=True)
         assert_same(final_weights(whole), final_weights(resumed))
-        assert [note["message"] for note in resumed.history.filter("note")][-3:] == notes
+        assert [note["message"] for note in note_records(resumed)][-3:] == notes
     other = make(None, (Augment([RandomSwap(0.5)]), SelfTraining(0.5, weight=0.1)))
     other.fit()
     with pytest.raises(AssertionError):
