@@ -46,12 +46,13 @@ def reviews(source: str, count: int) -> list[str]:
 
 
 def lay_out_for_nltk(folder: Path) -> None:
-    """Copy WordNet to where NLTK looks for it: it follows no links, and Debian leaves one file out."""
+    """Copy WordNet to where NLTK looks for it: it follows no links, and Debian leaves two files out."""
     target = folder / "corpora" / "wordnet"
     shutil.copytree(find_wordnet(), target)
     names = target / "lexnames"
     if not names.exists():
         names.write_text("".join(f"{number:02d}\tlexicographer.{number}\t1\n" for number in range(LEXICOGRAPHERS)))
+    (target / "index.sense").touch()  # maps to other versions of WordNet, which nothing here needs
     os.environ["NLTK_DATA"] = str(folder)
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from lowft._settings import check_real, check_whole
-from lowft.augment._words import STOP_WORDS, find_words, how_many, like_case, splice
+from lowft.augment._words import STOP_WORDS, count_words, how_many, like_case, splice
 from lowft.errors import ConfigError
 
-__all__ = ["PLAIN_WORD", "Option", "check_choosing", "listed_texts", "plain_words", "replace_words"]
+__all__ = ["PLAIN_WORD", "Option", "check_choosing", "find_options", "listed_texts", "replace_words"]
 
 Option = tuple[int, int, Sequence[str]]  # where a word starts and ends, and what may stand there
 
 # Letters alone, and not a part of something longer: no contraction, compound, number, tag, address or entity.
 _JOINTS = r"\w'\u2019@#&/\\<>=$%^*\-\u0300-\u036f"
-PLAIN_WORD = re.compile(rf"(?<![{_JOINTS}])(?<!\w[.:])[^\W\d_]+(?![{_JOINTS}]|[.:]\w)")
+PLAIN_WORD = re.compile(rf"(?<![{_JOINTS}])(?<!\w[.:])[^\W\d_]++(?![{_JOINTS}]|[.:]\w)")
 _SENTENCE_ENDS = (".", "!", "?", "\n", ">", ":")
 _LOOKED_BACK = 8  # characters in which the end of the sentence before must stand
 
@@ -38,29 +38,36 @@ def check_choosing(augmenter: Any) -> None:
             raise ConfigError(f"{name}.protect must hold regular expressions; {pattern!r} is none: {error}") from error
 
 
-def plain_words(
-    text: str, *, protect: Collection[str], stop_words: Collection[str] | None, names: bool
-) -> list[tuple[int, int]]:
-    """Return where the words stand that are nothing but a word.
+def find_options(
+    text: str,
+    look_up: Callable[[str], Sequence[str] | None],
+    *,
+    protect: Collection[str],
+    stop_words: Collection[str] | None,
+    names: bool,
+) -> list[Option]:
+    """Return where the words of a text stand that are nothing but a word and have others that may stand there.
 
     Args:
         text: The text.
+        look_up: Returns the others for a word in small letters.
         protect: Regular expressions; what they match is left out.
         stop_words: Words to leave out, in small letters; None is a list of English function words.
         names: Whether capitalised words inside a sentence, which are mostly names, belong to them.
 
-    >>> text = "It wasn't a dull film."
-    >>> [text[start:end] for start, end in plain_words(text, protect=(), stop_words=None, names=True)]
-    ['dull', 'film']
+    >>> find_options("It wasn't a dull film.", {"dull": ["flat"]}.get, protect=(), stop_words=None, names=True)
+    [(12, 16, ['flat'])]
     """
+    # Most words have no others, so that is asked first.
+    found = [(match, words) for match in PLAIN_WORD.finditer(text) if (words := look_up(match.group().lower()))]
     stopped = STOP_WORDS if stop_words is None else stop_words
     protected = [match.span() for pattern in protect for match in re.finditer(pattern, text)]
     return [
-        (start, end)
-        for start, end in (match.span() for match in PLAIN_WORD.finditer(text))
-        if text[start:end].lower() not in stopped
-        and (names or not _is_name(text, start, end))
-        and not any(start < until and since < end for since, until in protected)
+        (*match.span(), words)
+        for match, words in found
+        if match.group().lower() not in stopped
+        and (names or not _is_name(text, *match.span()))
+        and not any(match.start() < until and since < match.end() for since, until in protected)
     ]
 
 
@@ -79,7 +86,7 @@ def replace_words(
     >>> replace_words("A DULL film", [(2, 6, ("flat",))], share=0.5, max_words=None, rng=random.Random(0))
     'A FLAT film'
     """
-    count = min(how_many(share, len(find_words(text)), max_words), len(options))
+    count = min(how_many(share, count_words(text), max_words), len(options))
     chosen = sorted(rng.sample(options, count), key=lambda option: option[0])
     return splice(text, [(start, end, like_case(rng.choice(words), text[start:end])) for start, end, words in chosen])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["STOP_WORDS", "find_words", "how_many", "like_case", "splice"]
+__all__ = ["STOP_WORDS", "count_words", "find_words", "how_many", "like_case", "splice"]
 
 # A contraction, a compound or a number with its point is one word: wasn't, well-made, 7.5.
-_WORD = re.compile(r"\w+(?:[^\w\s]\w+)*")
+_WORD = re.compile(r"\w++(?:[^\w\s]\w++)*+")
 
 _FUNCTION_WORDS = """
 a about above across after again against all almost alone along already also although always am among an and any
@@ -36,6 +36,15 @@ def find_words(text: str) -> list[tuple[int, int]]:
     ['It', "wasn't", 'bad', '7.5/10']
     """
     return [match.span() for match in _WORD.finditer(text)]
+
+
+def count_words(text: str) -> int:
+    """Return how many words a text has.
+
+    >>> count_words("It wasn't bad: 7.5/10.")
+    4
+    """
+    return len(_WORD.findall(text))
 
 
 def splice(text: str, changes: Iterable[tuple[int, int, str]]) -> str:

@@ -14,7 +14,7 @@ import torch
 from lowft._inference import evaluation_mode
 from lowft._progress import progress_bar
 from lowft._settings import check_flag, check_real, check_whole
-from lowft.augment._choosing import Option, check_choosing, plain_words, replace_words
+from lowft.augment._choosing import Option, check_choosing, find_options, replace_words
 from lowft.augment._models import WordTokens, check_source, open_source
 from lowft.augment._words import find_words
 from lowft.augment.augmenter import Augmenter
@@ -122,7 +122,8 @@ class ContextualReplacement(Augmenter):
 
     def _ask(self, text: str) -> tuple[Option, ...]:
         protect = (*self.protect, re.escape(self._model.tokenizer.mask_token))
-        spans = plain_words(text, protect=protect, stop_words=self.stop_words, names=False)
+        places = find_options(text, lambda word: [word], protect=protect, stop_words=self.stop_words, names=False)
+        spans = [(start, end) for start, end, _ in places]
         # A batch holds words of one text alone: in company, rounding could decide a near tie otherwise.
         found: list[Option] = []
         for first in range(0, len(spans), self.batch_size):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from lowft._settings import check_real
-from lowft.augment._choosing import PLAIN_WORD, Option, check_choosing, listed_texts, plain_words, replace_words
+from lowft.augment._choosing import PLAIN_WORD, Option, check_choosing, find_options, listed_texts, replace_words
 from lowft.augment._tags import tagged_words
 from lowft.augment._wordnet import read_synonyms, read_tagged_synonyms
 from lowft.augment._words import STOP_WORDS, find_words, how_many, splice
@@ -61,7 +62,7 @@ class SynonymReplacement(Augmenter):
     ['A comic film']
     """
 
-    source: Literal["wordnet"] | Mapping[str, Sequence[str]] | Callable[[str], Sequence[str]] = "wordnet"
+    source: Literal["wordnet"] | Mapping[str, Sequence[str]] | Callable[[str], Collection[str]] = "wordnet"
     path: str | None = None
     share: float = 0.1
     max_words: int | None = None
@@ -110,16 +111,19 @@ class SynonymReplacement(Augmenter):
         >>> SynonymReplacement({"film": ["movie"]}).options("A film")
         [(2, 6, ('movie',))]
         """
-        names = isinstance(self.source, Mapping)
-        spans = plain_words(text, protect=self.protect, stop_words=self.stop_words, names=names)
+        find = partial(find_options, text, protect=self.protect, stop_words=self.stop_words)
+        if isinstance(self.source, Mapping):
+            return find(self.source.get, names=True)
+        if not isinstance(self.source, str):
+            return find(self.synonyms, names=False)
         if self.pos_tagger is None:
-            found = [(start, end, self.synonyms(text[start:end])) for start, end in spans]
-        else:
-            known, parts = read_tagged_synonyms(self.path), tagged_words(self.pos_tagger, text) if spans else {}
-            found = [
-                (start, end, known.get(parts.get((start, end), ""), {}).get(text[start:end].lower(), ()))
-                for start, end in spans
-            ]
+            return find(read_synonyms(self.path).get, names=False)
+        known = read_tagged_synonyms(self.path)
+        places = find(lambda word: [word] if any(word in part for part in known.values()) else (), names=False)
+        parts = tagged_words(self.pos_tagger, text) if places else {}
+        found = [
+            (start, end, known.get(parts.get((start, end), ""), {}).get(word, ())) for start, end, (word,) in places
+        ]
         return [option for option in found if option[2]]
 
     def find(self, text: str) -> list[tuple[int, int]]:

@@ -162,7 +162,7 @@ def test_in_training_any_number_of_workers_makes_the_same_copies() -> None:
         trainer = tiny_trainer(strategies=[augment], max_steps=4, dataloader_num_workers=workers)
         trainer.fit()
         found.append(final_weights(trainer))
-    assert_same(*found)
+    assert_same(found[0], found[1])
 
 
 @pytest.mark.parametrize(

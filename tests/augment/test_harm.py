@@ -36,7 +36,7 @@ class Reader(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         assert not self.training
         self.read += len(input_ids)
-        good, unsure = ((input_ids == token).any(dim=1).float() for token in (self.good, self.unsure))
+        good, unsure = (torch.eq(input_ids, token).any(dim=1).float() for token in (self.good, self.unsure))
         score = (2 * good - 1) * (3 - 2.9 * unsure)
         return torch.stack([-score, score], dim=1)
 

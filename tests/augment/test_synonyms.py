@@ -208,7 +208,7 @@ def test_insertion_reads_wordnet_before_training(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_function_is_asked_once_for_each_word() -> None:
-    """It gets words in small letters, no stop words, names or parts of words; `prepare` asks for all of them."""
+    """It gets words in small letters, no stop words or parts of words; `prepare` asks for all of them."""
     asked: list[str] = []
 
     def source(word: str) -> set[str]:
@@ -216,7 +216,7 @@ def test_a_function_is_asked_once_for_each_word() -> None:
         return {"FILM", "movie", "b", "a"} if word == "film" else set()
 
     replace = SynonymReplacement(source)
-    replace.prepare(["The FILM, not Rome's film-maker", "film of Rome"])
+    replace.prepare(["The FILM, not Rome's film-maker", "film of film"])
     assert asked == ["film"]
     assert replace.synonyms("Film") == ("a", "b", "movie")  # in one order, without the word itself
     assert replace.options("A film") == [(2, 6, ("a", "b", "movie"))]

@@ -151,7 +151,7 @@ def test_workers_make_the_same_copies() -> None:
         trainer = tiny_trainer(strategies=[augment], epochs=3, dataloader_num_workers=workers)
         trainer.fit()
         found.append(final_weights(trainer))
-    assert_same(*found)
+    assert_same(found[0], found[1])
 
 
 def test_one_that_is_off_makes_no_copy() -> None:
