@@ -59,7 +59,7 @@ def find_options(
     [(12, 16, ['flat'])]
     """
     # Most words have no others, so that is asked first.
-    found = [(match, words) for match in PLAIN_WORD.finditer(text) if (words := look_up(match.group().lower()))]
+    found = [(match, words) for match in PLAIN_WORD.finditer(text) if (words := look_up(match[0].lower()))]
     stopped = STOP_WORDS if stop_words is None else stop_words
     protected = [match.span() for pattern in protect for match in re.finditer(pattern, text)]
     return [

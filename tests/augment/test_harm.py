@@ -29,7 +29,7 @@ class Reader(torch.nn.Module):
         super().__init__()
         self.anything = torch.nn.Parameter(torch.zeros(1))
         self.read = 0
-        known = tiny_tokenizer().convert_tokens_to_ids
+        known: Any = tiny_tokenizer().convert_tokens_to_ids
         self.good = known("good")
         self.unsure = known("seems")
 
