@@ -67,7 +67,7 @@ def test_blocks_run_again() -> None:
     block: torch.nn.Module = trainer.model.get_submodule("bert.encoder.layer.0.attention")
     block.register_forward_pre_hook(lambda module, _: calls.append(module.training))
     trainer.fit()
-    assert calls == [True, True]
+    assert [training for training in calls if training] == [True, True]
     assert not trainer.model.is_activation_checkpointing
 
 
