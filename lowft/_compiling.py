@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def check_compilable(backend: str, device: torch.device) -> None:
     """
     import torch._dynamo  # takes a second, which runs that do not compile need not spend
 
-    known = torch._dynamo.list_backends(exclude_tags=())  # type: ignore[no-untyped-call] # noqa: SLF001 - documented
+    known = torch._dynamo.list_backends(exclude_tags=())  # noqa: SLF001 - documented
     if backend not in known:
         raise ConfigError(
             f"TrainingConfig.torch_compile_backend must be a backend of torch.compile, here one of "
@@ -61,6 +62,7 @@ def compiled(model: torch.nn.Module, backend: str) -> torch.nn.Module:
         model: The model, which stays as it is.
         backend: The compiler, by its name among torch's.
     """
-    torch.compiler.reset()  # type: ignore[no-untyped-call]
-    made: torch.nn.Module = torch.compile(model, backend=backend, dynamic=True)
+    torch.compiler.reset()
+    made: Any = torch.compile(model, backend=backend, dynamic=True)
+    assert isinstance(made, torch.nn.Module)  # noqa: S101 - as what it was made of
     return made

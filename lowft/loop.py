@@ -80,7 +80,7 @@ class Loop:
         self.opening: list[str] = []  # what the history says first
         precision = config.precision
         if precision == "auto":
-            with products_in_tf32(config.tf32):
+            with products_in_tf32(config.tf32, placement.device):
                 found = faster_precision(attached.model, placement.device)
             precision, why = placement.gather(found)[0]
             self.opening.append(why)
@@ -153,7 +153,7 @@ class Loop:
         """Run on from where the state is, a step at a time, to the end of the last stage."""
         with contextlib.closing(self._steps()) as steps:
             while True:
-                with products_in_tf32(self.config.tf32):  # not while the caller looks at a step
+                with products_in_tf32(self.config.tf32, self.placement.device):  # not while the caller looks at a step
                     result = next(steps, None)
                 if result is None:
                     return

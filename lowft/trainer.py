@@ -317,7 +317,7 @@ class Trainer:
             ConfigError: A limit out of its range, or one on memory where memory cannot be measured; several processes.
             TrainingError: The run has begun already.
         """
-        with products_in_tf32(self.config.tf32):
+        with products_in_tf32(self.config.tf32, self._placement.device):
             return make_plan(self._loop, self._parts.max_length, max_minutes=max_minutes, max_memory=max_memory)
 
     def evaluate(

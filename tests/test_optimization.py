@@ -74,7 +74,7 @@ def test_a_rate_is_chosen_by_width(arch: str, rate: float) -> None:
     assert default_learning_rate(torch.nn.Linear(2, 2)) == 5e-5
 
 
-def attached(stage: Stage | None = None, **settings: Any) -> tuple[Attached, torch.optim.AdamW]:
+def attached(stage: Stage | None = None, **settings: Any) -> tuple[Attached, torch.optim.Optimizer]:
     """Return a tiny model at work under a plain stage, and its optimizer."""
     run = attach(tiny_model("bert"), [], stage=stage)
     run.state.stage_steps = 10

@@ -17,7 +17,7 @@ from lowft.export import load
 from tests.test_strategies_table import assert_same
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 300  # many times what it takes: a process that waits for the other in vain is what must be found
+SECONDS = 600  # many times what it takes: a process that waits for the other in vain is what must be found
 STEPS = {"plain": 4, "limited": 4, "staged": 8, "taught": 6, "compared": 7, "augmented": 4}
 Read = Callable[[str, int], tuple[dict[str, torch.Tensor], dict[str, Any]]]
 

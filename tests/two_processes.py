@@ -103,7 +103,7 @@ def limited(found: Found, folder: Path) -> None:
         batch_size=4 // PROCESSES,
         tokens_per_batch=12,
         torch_compile=True,
-        torch_compile_backend="aot_eager",
+        torch_compile_backend="eager",
         load_best_model_at_end=False,
         **STEADY,
     )
