@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,7 +32,8 @@ def products_in_tf32(wanted: bool | None, device: torch.device) -> Iterator[None
     if wanted is None or device.type != "cuda":
         yield
         return
-    products = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    on_cpu: Any = torch.backends.mkldnn  # torch does not declare what is in it
+    products = [torch.backends.cuda.matmul, on_cpu.matmul]
     before = [each.fp32_precision for each in products]
     # torch has an older setting for the same, which its compiler reads, and an error where the two say otherwise.
     try:
