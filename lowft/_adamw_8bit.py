@@ -17,7 +17,7 @@ __all__ = ["BLOCK", "AdamW8bit"]
 
 BLOCK = 256  # values that share a scale
 _LEAST_VALUES = 4096  # of a parameter whose moments are stored in 8 bits: smaller ones take no memory to speak of
-_TOGETHER = 2**20  # values that are float32 at the same time; whole blocks
+_TOGETHER = 2**18  # values that are float32 at the same time; whole blocks
 _HALVES = 2**16  # numbers that float16 can express
 
 

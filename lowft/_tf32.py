@@ -32,8 +32,8 @@ def products_in_tf32(wanted: bool | None, device: torch.device) -> Iterator[None
     if wanted is None or device.type != "cuda":
         yield
         return
-    on_cpu: Any = torch.backends.mkldnn  # torch does not declare what is in it
-    products = [torch.backends.cuda.matmul, on_cpu.matmul]
+    backends: Any = torch.backends  # whose modules are made at run time
+    products = [backends.cuda.matmul, backends.mkldnn.matmul]
     before = [each.fp32_precision for each in products]
     # torch has an older setting for the same, which its compiler reads, and an error where the two say otherwise.
     try:

@@ -74,7 +74,7 @@ def test_pieces_make_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(
-    values=st.lists(st.floats(-1e3, 1e3, width=32, allow_subnormal=False), min_size=1, max_size=3 * BLOCK),
+    values=st.lists(st.floats(-1e3, 1e3).map(lambda value: round(value, 9)), min_size=1, max_size=3 * BLOCK),
     scale=st.sampled_from([1e-20, 1e-6, 1.0, 1e6]),
     signed=st.booleans(),
 )
@@ -139,7 +139,7 @@ def test_a_run_trains_and_resumes_bit_identically(tmp_path: Path) -> None:
 
 
 def test_a_run_learns_as_with_adamw() -> None:
-    """The losses of a short run are AdamW's to a hundredth, which moments of one bit less would not give."""
+    """The losses of a short run are near AdamW's, and not the same: the moments were rounded."""
     (plain, own) = (
         [record["loss"] for record in run.history.filter("train")]
         for run in (fitted(optim="adamw"), fitted(optim="adamw_8bit"))

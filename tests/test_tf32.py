@@ -14,7 +14,7 @@ from lowft._tf32 import products_in_tf32
 from tests.runs import tiny_trainer, weights
 from tests.test_strategies_table import assert_same
 
-ON_CPU: Any = torch.backends.mkldnn  # torch does not declare what is in it
+BACKENDS: Any = torch.backends  # whose modules are made at run time
 CUDA = torch.device("cuda")  # named, and not needed: what is set is a flag
 
 
@@ -24,7 +24,7 @@ def settings() -> list[str]:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:
         older = "mixed"
-    newer = (torch.backends.cuda.matmul, ON_CPU.matmul, torch.backends)
+    newer = (BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS)
     return [older, *(str(each.fp32_precision) for each in newer)]
 
 
@@ -33,8 +33,8 @@ def _restored() -> Iterator[None]:
     """Put the process's own setting back."""
     yield
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.fp32_precision = "none"
-    ON_CPU.matmul.fp32_precision = "none"
+    BACKENDS.cuda.matmul.fp32_precision = "none"
+    BACKENDS.mkldnn.matmul.fp32_precision = "none"
 
 
 @pytest.mark.parametrize("asked", [True, False, None])
