@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowft._inference import compute_logits
 from lowft.checkpoint import load_tensors_
 
 if TYPE_CHECKING:
@@ -98,12 +97,4 @@ def _some(rows: TokenizedRows) -> TokenizedRows:
 
 
 def _count_right(loop: Loop, rows: TokenizedRows) -> int:
-    logits = compute_logits(
-        loop.attached.model,
-        rows,
-        batch_size=loop.eval_batch_size,
-        precision=loop.kept.precision,
-        share=(loop.placement.rank, loop.placement.processes),
-        progress=False,
-    )
-    return int((logits.argmax(1) == rows.labels).sum())
+    return int((loop.logits(rows, progress=False).argmax(1) == rows.labels).sum())

@@ -14,7 +14,7 @@ from lowft._probing import Memory, eval_batches, longest_step, run_evaluation, r
 from lowft._randomness import seeded
 from lowft._stage_caches import StageCaches
 from lowft.data.epochs import MicroBatch
-from lowft.models.prefix_cache import ROWS_TOGETHER
+from lowft.models.prefix_filling import ROWS_TOGETHER
 from lowft.planning import PlannedStage
 
 if TYPE_CHECKING:

@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from lowft.data.labels import Task
     from lowft.strategy import Strategy
 
-__all__ = ["Parts", "choose_max_length", "find_tokenizer", "known_classes", "name_classes_", "prepare", "source_of"]
+__all__ = [
+    "Parts",
+    "choose_max_length",
+    "config_of",
+    "find_tokenizer",
+    "known_classes",
+    "name_classes_",
+    "prepare",
+    "source_of",
+]
 
 _logger = logging.getLogger("lowft")
 
@@ -86,7 +95,7 @@ def prepare(  # noqa: PLR0913 - what a user may say about the data and the model
         _check_alike(rows, held_out, "eval_dataset")
         _check_leakage(rows.select(_labelled(rows)), held_out, "train_dataset")
     source = source_of(model)
-    known = None if new_head else known_classes(model, revision)
+    known = None if new_head else known_classes(model, config_of(model, revision))
     values = rows.select(_labelled(rows)).labels or ()
     labels = Labels.infer(values, task=task, names=rows.label_names, id2label=known, name="train_dataset")
     tokenizer = find_tokenizer(tokenizer, model, revision)
@@ -147,18 +156,24 @@ def _check_leakage(seen: Rows, held_out: Rows, name: str) -> None:
         )
 
 
-def known_classes(model: Any, revision: str | None) -> Mapping[int, str] | None:
-    """Return the class names of a head that is there already."""
+def config_of(model: Any, revision: str | None) -> Any:
+    """Return the config of a module, folder or hub id; None where it cannot be read, which loading it will say."""
     if isinstance(model, torch.nn.Module):
-        return getattr(getattr(model, "config", None), "id2label", None)
+        return getattr(model, "config", None)
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError):
-        return None  # load_model says what is wrong with it
-    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    return config.id2label if has_head else None
+        return None
+
+
+def known_classes(model: Any, config: Any) -> Mapping[int, str] | None:
+    """Return the class names of a head that is there already, by the model's config."""
+    has_head = isinstance(model, torch.nn.Module) or any(
+        name.endswith("ForSequenceClassification") for name in getattr(config, "architectures", None) or ()
+    )
+    return getattr(config, "id2label", None) if has_head else None
 
 
 def find_tokenizer(tokenizer: Any, model: Any, revision: str | None) -> PreTrainedTokenizerBase:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from lowft._tables import human_bytes
 from lowft.data.batching import TokenizedRows
 from lowft.errors import ModelError
-from lowft.models.prefix_cache import Filling, PrefixCache, cache_prefix, frozen_below, prefix_digest
+from lowft.models.prefix_cache import PrefixCache, frozen_below, prefix_digest
+from lowft.models.prefix_filling import Filling, cache_prefix
 from lowft.strategy import Strategy
 
 if TYPE_CHECKING:

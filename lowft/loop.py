@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowft._alignment import align_
+from lowft._amounts import Amounts
 from lowft._choices import noise_wanted
 from lowft._collapse import begins_again
 from lowft._compiling import compiled
@@ -21,18 +22,18 @@ from lowft._peak import PEAK, PeakMemory
 from lowft._precision import faster_precision
 from lowft._randomness import seeded
 from lowft._recomputing import keep_activations_
-from lowft._stage_caches import Passes, StageCaches
+from lowft._stage_caches import StageCaches
 from lowft._step import train_step
 from lowft._tf32 import products_in_tf32
 from lowft._time_limit import TimeLimit
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
-from lowft.data.epochs import cut_to_tokens, epoch_batches, plan_epoch
+from lowft.data.epochs import epoch_batches
 from lowft.errors import ConfigError
 from lowft.history import History
 from lowft.metrics import bootstrap_error
 from lowft.results import Kept, StepResult
-from lowft.stages import Decision, Stage
+from lowft.stages import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -52,7 +53,7 @@ __all__ = ["Loop"]
 _logger = logging.getLogger("lowft")
 
 
-class Loop:
+class Loop(Amounts):
     """Drives attached strategies over tokenised rows; the Trainer prepares its parts and reads its results."""
 
     def __init__(
@@ -94,61 +95,6 @@ class Loop:
         self.peak = PeakMemory(placement.device)
         self.limit = TimeLimit(self)
 
-    def planned_steps(self, stage: Stage) -> int:
-        """Return the optimizer steps that a stage plans."""
-        if stage.max_steps is not None:
-            return stage.max_steps
-        if stage.epochs is None and self.config.max_steps is not None:
-            return self.config.max_steps
-        return math.ceil((stage.epochs or self.config.epochs) * self.planned_steps_per_epoch(stage))
-
-    def planned_steps_per_epoch(self, stage: Stage) -> int:
-        """Return the optimizer steps of one pass over the training rows in a stage."""
-        rows = self.batch_size(stage) * self.config.gradient_accumulation_steps * self.placement.processes
-        return math.ceil(len(self.train_rows) / rows)
-
-    @property
-    def seed(self) -> int:
-        """Return what decides all draws: the seed of the settings, and one more for each time the run began again."""
-        return self.config.seed + self.kept.restarts
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Return the optimizer steps of one pass over the training rows in the current stage."""
-        return self.planned_steps_per_epoch(self.attached.state.stage)
-
-    def batch_size(self, stage: Stage) -> int:
-        """Return the rows of a micro-batch in a stage."""
-        return stage.batch_size or self.config.batch_size
-
-    @property
-    def eval_batch_size(self) -> int:
-        """Return the rows that go through the model at once in an evaluation."""
-        return max(1, self.config.eval_batch_size >> self.kept.eval_halvings)
-
-    @property
-    def eval_tokens(self) -> int | None:
-        """Return the tokens that go through the model at once in an evaluation at most; None without a limit."""
-        most = self.config.tokens_per_batch
-        return None if most is None else max(1, most >> self.kept.eval_halvings)
-
-    @property
-    def evaluate_every(self) -> int:
-        """Return the optimizer steps from one evaluation to the next."""
-        return self.config.eval_steps or self.steps_per_epoch
-
-    @property
-    def evaluations(self) -> int:
-        """Return how many evaluations the current stage plans."""
-        return 0 if self.eval_rows is None else math.ceil(self.attached.state.stage_steps / self.evaluate_every)
-
-    @property
-    def is_milestone(self) -> bool:
-        """Whether an evaluation falls on the step that was just made: after each epoch, or as the settings say."""
-        state = self.attached.state
-        at_end = state.stage_step == state.stage_steps or state.stage_is_ended
-        return at_end or state.stage_step % self.evaluate_every == 0
-
     def steps(self) -> Iterator[StepResult]:
         """Run on from where the state is, a step at a time, to the end of the last stage."""
         with contextlib.closing(self._steps()) as steps:
@@ -189,17 +135,7 @@ class Loop:
         """Return the validation metrics, the loss among them."""
         if self.eval_rows is None:
             return {}
-        logits = compute_logits(
-            self.attached.model,
-            self.eval_rows,
-            batch_size=self.eval_batch_size,
-            most_tokens=self.eval_tokens,
-            precision=self.kept.precision,
-            share=(self.placement.rank, self.placement.processes),
-            progress=self.config.progress if self.placement.is_main else False,
-            description="evaluating",
-            serving=self.caches.serving,
-        )
+        logits = self.logits(self.eval_rows, progress=self.config.progress if self.placement.is_main else False)
         labels: Any = self.eval_rows.labels
 
         def measured(logits: Any, labels: Any) -> dict[str, float]:
@@ -209,6 +145,20 @@ class Loop:
         wanted = noise_wanted(self.attached.stages)
         errors = bootstrap_error(measured, logits, labels) if wanted else {}
         return measured(logits, labels) | {f"{name}_noise": errors[name] for name in sorted(wanted & errors.keys())}
+
+    def logits(self, rows: TokenizedRows, *, progress: bool | None) -> npt.NDArray[np.float32]:
+        """Return the logits of rows, `[rows, outputs]`, each process computing its share, in batches as evaluations."""
+        return compute_logits(
+            self.attached.model,
+            rows,
+            batch_size=self.eval_batch_size,
+            most_tokens=self.eval_tokens,
+            precision=self.kept.precision,
+            share=(self.placement.rank, self.placement.processes),
+            progress=progress,
+            description="evaluating",
+            serving=self.caches.serving,
+        )
 
     def resume(self, kept: Kept, history: History) -> None:
         """Go on from a position that was loaded into what is attached.
@@ -300,14 +250,6 @@ class Loop:
         if note is not None and self.attached.state.stage_step == 0:
             self.record("note", **note)
 
-    def passes(self) -> list[Passes]:
-        """Return how often the rows pass through the model in each stage, as planned."""
-        found = []
-        for stage in self.attached.stages:
-            steps, epoch = self.planned_steps(stage), self.planned_steps_per_epoch(stage)
-            found.append(Passes(steps / epoch, steps / (self.config.eval_steps or epoch)))
-        return found
-
     def _measure_peak(self) -> None:
         most = self.peak.bytes
         if most is not None:
@@ -317,22 +259,6 @@ class Loop:
         state, patience = self.attached.state, self.config.early_stopping_patience
         stale = patience is not None and self.kept.evaluations_without_gain >= patience
         return stale or state.stage_is_ended or state.stage_step >= state.stage_steps
-
-    def plan_epoch(self, epoch: int, lengths: npt.NDArray[np.int64] | None = None) -> list[list[MicroBatch]]:
-        """Return the optimizer steps of one epoch of the current stage, for the rows or for others of these lengths."""
-        config = self.config
-        seed = self.seed if config.data_seed is None else config.data_seed
-        lengths = self.train_rows.lengths if lengths is None else lengths
-        steps = plan_epoch(
-            lengths,
-            batch_size=self.batch_size(self.attached.state.stage),
-            accumulation=config.gradient_accumulation_steps,
-            processes=self.placement.processes,
-            rank=self.placement.rank,
-            seed=(seed, self.attached.state.stage_index, epoch),
-            group_by_length=config.group_by_length,
-        )
-        return steps if config.tokens_per_batch is None else cut_to_tokens(steps, lengths, config.tokens_per_batch)
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Sequence[MicroBatch], Iterator[Batch]]]:
         state = self.attached.state

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lowft._preparation import known_classes, source_of
+from lowft._preparation import config_of, known_classes, source_of
 from lowft.augment import RandomDeletion
 from lowft.compress.structure import structure_of
 from lowft.data.labels import Labels
@@ -155,10 +155,10 @@ def read_and_suggest(
             column_mapping=column_mapping,
             on_bad_row=on_bad_row,
         )
-    source = source_of(model)
-    known = None if new_head else known_classes(model, revision)
+    source_of(model)  # what is no model is refused
+    config = config_of(model, revision)
+    known = None if new_head else known_classes(model, config)
     labels = Labels.infer(rows.labels or (), task=task, names=rows.label_names, id2label=known, name="train_dataset")
-    config = getattr(model, "config", None) if source is None else _read_config(source, revision)
     facts = _Facts(
         task=labels.task,
         rows=len(rows),
@@ -263,16 +263,6 @@ def _learner(facts: _Facts) -> tuple[Strategy, str]:
         augment = Augment([RandomDeletion()], consistency=1.0)
         return augment, f"{rows} teach by being answered alike with some words left out"
     return SelfTraining(), f"{rows} have the labels that the model is sure of"
-
-
-def _read_config(source: Any, revision: str | None) -> Any:
-    """Return the config of a folder or hub id; None where there is none, which loading it will say."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
 
 
 def _blocks_of(model: Any, config: Any) -> int | None:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lowft._choices import check_gates, check_unlabeled, choose_loss, choose_metric, run_identity
-from lowft._compiling import check_compilable
-from lowft._optimization import default_learning_rate
-from lowft._peak import check_measurable
-from lowft._placement import find_placement
-from lowft._preparation import name_classes_, prepare
+from lowft._building import build_run
+from lowft._choices import run_identity
 from lowft._progress import progress_bar
-from lowft._randomness import seeded
-from lowft._recomputing import recompute_activations_
 from lowft._run_folder import RunFolder
 from lowft._run_words import describe_run
 from lowft._settings import check_choice, check_real
 from lowft._signals import StopRequest
 from lowft._suggesting import make_plan
 from lowft._tf32 import products_in_tf32
-from lowft.attach import attach
 from lowft.checkpoint import Checkpoints, commit_folder
 from lowft.config import TrainingConfig
 from lowft.errors import ConfigError, TrainingError
@@ -30,14 +22,8 @@ from lowft.evaluation import EvaluationReport
 from lowft.export.folder import Format
 from lowft.export.verification import Verify
 from lowft.export.writing import Export, check_free, choose_precision
-from lowft.loop import Loop
-from lowft.metrics import compute_metrics
 from lowft.predictor import Predictor
-from lowft.registry import to_dict
 from lowft.results import StepResult
-from lowft.stages import Stage
-from lowft.strategy import chain_of
-from lowft.strategy_choice import read_and_suggest
 
 if TYPE_CHECKING:
     import signal
@@ -124,69 +110,25 @@ class Trainer:
         revision: str | None = None,
     ) -> None:
         """Check everything, load what is named, and let the strategies prepare the model."""
-        self.config = config if config is not None else TrainingConfig()
-        if not isinstance(self.config, TrainingConfig):
-            raise ConfigError(f"config must be a lowft.TrainingConfig; received {config!r}")
-        reasons: tuple[str, ...] = ()
-        if strategies == "auto":
-            suggestion, train_dataset, unlabeled_dataset = read_and_suggest(
-                model, train_dataset, unlabeled_dataset, task=task, column_mapping=column_mapping,
-                on_bad_row=self.config.on_bad_row, new_head=new_head, revision=revision,
-            )  # fmt: skip
-            strategies, reasons = suggestion.strategies, suggestion.reasons
-        strategy = chain_of(strategies)
-        self._recipe = [to_dict(part.recorded()) for part in strategy.strategies]
-        if unlabeled_dataset is not None:
-            check_unlabeled(strategy)
-        self._placement = find_placement(self.config.device)
-        if self.config.torch_compile:
-            check_compilable(self.config.torch_compile_backend, self._placement.device)
-        if self.config.max_memory is not None:
-            check_measurable("TrainingConfig", self._placement.device)
-        with seeded(self.config.seed):
-            parts = prepare(
-                model,
-                train_dataset,
-                eval_dataset,
-                unlabeled_dataset,
-                strategy,
-                self.config,
-                tokenizer=tokenizer,
-                column_mapping=column_mapping,
-                task=task,
-                new_head=new_head,
-                revision=revision,
-            )
-        self._parts = parts
+        run = build_run(
+            model,
+            train_dataset,
+            eval_dataset,
+            unlabeled_dataset,
+            strategies,
+            TrainingConfig() if config is None else config,
+            tokenizer=tokenizer,
+            column_mapping=column_mapping,
+            task=task,
+            loss=loss,
+            metrics=metrics,
+            new_head=new_head,
+            revision=revision,
+        )
+        self.config = run.config
+        self._placement, self._parts, self._loop, self._recipe = run.placement, run.parts, run.loop, run.recipe
         self._revision = revision
         self._metrics = metrics
-        loss_fn = choose_loss(loss, self.config, parts)
-        best_metric = choose_metric(self.config, parts.labels.task, custom=metrics is not None)
-        if self.config.learning_rate is None:
-            self.config = replace(self.config, learning_rate=default_learning_rate(parts.model))
-        name_classes_(parts.model, parts.labels)
-        parts.model.to(self._placement.device)
-        if self.config.gradient_checkpointing:
-            recompute_activations_(parts.model)
-        with seeded(self.config.seed):
-            attached = attach(parts.model, [strategy], stage=Stage(rows=len(parts.train_rows)))
-        attached.state.tokenizer = parts.tokenizer
-        check_gates(attached.stages, parts, custom=metrics is not None)
-
-        def measure(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float]:
-            return compute_metrics(parts.labels.task, logits, labels, extra=metrics)
-
-        self._loop = Loop(
-            attached,
-            self.config,
-            self._placement,
-            train_rows=parts.train_rows,
-            eval_rows=parts.eval_rows,
-            loss_fn=loss_fn,
-            measure=measure,
-            best_metric=best_metric,
-        )
-        self._loop.opening[:0] = [f"auto: {reason}" for reason in reasons]
         self._reports: dict[str, EvaluationReport] = {}
         self._folder: RunFolder | None = None
         if self.config.output_dir is not None:

@@ -20,7 +20,8 @@ from lowft.data import read_rows
 from lowft.data.batching import TokenizedRows, accepted_inputs
 from lowft.errors import ModelError
 from lowft.models import find_layers, freeze_
-from lowft.models.prefix_cache import Filling, PrefixCache, cache_prefix, prefix_digest
+from lowft.models.prefix_cache import PrefixCache, prefix_digest
+from lowft.models.prefix_filling import Filling, cache_prefix
 from lowft.strategies import PartialFreeze
 from lowft.strategy import Strategy
 from lowft.trainer import Trainer

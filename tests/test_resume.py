@@ -1,9 +1,8 @@
-"""Resuming: what may differ between a run and one that goes on from it, and what its random numbers depend on."""
+"""Resuming: what may differ between a run and one that goes on from it."""
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import warnings
 from collections.abc import Callable
@@ -11,16 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 
-import lowft.trainer
+from lowft import _building
 from lowft._placement import Placement
 from lowft.checkpoint import Checkpoints
 from lowft.config import TrainingConfig
-from lowft.data.batching import Batch, BatchRandom, Example
-from lowft.data.rows import Rows
 from lowft.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -28,12 +24,12 @@ from lowft.errors import (
     ConfigError,
     StrategyConflictError,
 )
-from lowft.state import State
-from lowft.strategies import LayerwiseUnfreeze, PartialFreeze, Unfreeze
+from lowft.strategies import PartialFreeze
 from lowft.strategy import Contract, Strategy
 from lowft.trainer import Trainer
 from tests.forgery import flip
 from tests.strategy_cases import tiny_rows
+from tests.test_run_randomness import DrawsEverywhere, train
 from tests.test_strategies_table import assert_same, contents, final_weights, make_trainer
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -54,12 +50,6 @@ def stopped(whole: Path, tmp_path: Path) -> Path:
     """Return the folder of the same run, stopped in the middle."""
     shutil.copytree(whole / "checkpoint-2", tmp_path / "run" / "checkpoint-2")
     return tmp_path / "run"
-
-
-def train(trainer: Trainer, **how: Any) -> dict[str, torch.Tensor]:
-    """Train to the end and return the weights."""
-    trainer.fit(**how)
-    return final_weights(trainer)
 
 
 # --- 10: the optimizer's file, and random streams ----------------------------------------------------------------
@@ -96,105 +86,6 @@ def test_a_sound_optimizer_state_is_used_without_strict_too(whole: Path, stopped
         warnings.simplefilter("error", UserWarning)
         make_trainer(stopped, (PartialFreeze(top=1),), max_steps=LAST).fit(resume_from_checkpoint=True, strict=False)
     assert_same(contents(whole / f"checkpoint-{LAST}"), contents(stopped / f"checkpoint-{LAST}"))
-
-
-def draw() -> list[float]:
-    """Draw from each of the three global streams."""
-    return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002 - the global stream
-
-
-@dataclass(frozen=True)
-class DrawsEverywhere(Strategy):
-    """A user's strategy that draws from the global streams in every hook, and lets what it draws matter."""
-
-    def prepare_data(self, dataset: Rows) -> Rows:
-        """Draw."""
-        draw()
-        return dataset
-
-    def prepare_model(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Shift the head."""
-        return self._shift(model)
-
-    def on_stage_start(self, state: State) -> None:
-        """Shift the head."""
-        self._shift(state.model)
-
-    def on_examples(self, examples: list[Example], rng: BatchRandom) -> list[Example]:
-        """Draw from the source of the batch, as the interface says."""
-        rng.random()
-        return examples
-
-    def on_batch(self, batch: Batch, state: State) -> Batch:
-        """Remember a number."""
-        state.memory_of(self.name)["factor"] = sum(draw())
-        return batch
-
-    def on_loss(self, loss: torch.Tensor, outputs: Any, batch: Batch, state: State) -> torch.Tensor:
-        """Scale the loss."""
-        return loss * float(state.memory_of(self.name)["factor"])
-
-    def before_step(self, state: State) -> None:
-        """Shift the head."""
-        self._shift(state.model)
-
-    def finish_model(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Shift the head."""
-        return self._shift(model)
-
-    def _shift(self, model: torch.nn.Module) -> torch.nn.Module:
-        with torch.no_grad():
-            [*model.parameters()][-1].add_(0.01 * sum(draw()))
-        return model
-
-
-def seed_all(seed: int) -> None:
-    """Seed the three global streams."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global stream
-    torch.manual_seed(seed)
-
-
-STAGES = LayerwiseUnfreeze((Unfreeze(top=0, max_steps=2), Unfreeze(top="all", max_steps=2)))
-
-
-def test_the_callers_random_numbers_do_not_matter_to_a_run(tmp_path: Path) -> None:
-    """There is no file of random states: every draw of a run, in any hook, is a function of (seed, step).
-
-    So whatever the caller draws before, between the steps and after a resume leads to the same bits.
-    """
-    runs = []
-    for seed in (1, 2):
-        seed_all(seed)
-        folder = tmp_path / str(seed)
-        trainer = make_trainer(folder, (STAGES, DrawsEverywhere()))
-        for _ in trainer.steps():
-            draw()
-        resumed = tmp_path / f"{seed} resumed"
-        shutil.copytree(folder / "checkpoint-1", resumed / "checkpoint-1")
-        seed_all(seed + 10)
-        runs += [final_weights(trainer)]
-        runs += [train(make_trainer(resumed, (STAGES, DrawsEverywhere())), resume_from_checkpoint=True)]
-    for other in runs[1:]:
-        assert_same(runs[0], other)
-    with pytest.raises(AssertionError):  # negative control
-        assert_same(runs[0], train(make_trainer(None, (STAGES, DrawsEverywhere()), seed=4)))
-
-
-def test_a_run_does_not_touch_the_callers_random_numbers(tmp_path: Path) -> None:
-    """After building, training, evaluating, saving, resuming and exporting, the caller's streams are as before."""
-    seed_all(5)
-    expected = draw()
-    seed_all(5)
-    trainer = make_trainer(tmp_path / "run", (STAGES, DrawsEverywhere()))
-    for result in trainer.steps():
-        if result.step == 3:
-            break
-    resumed = make_trainer(tmp_path / "run", (STAGES, DrawsEverywhere()))
-    resumed.fit(resume_from_checkpoint=True)
-    resumed.evaluate()
-    resumed.export(tmp_path / "export", verify="here")
-    assert draw() == expected
 
 
 # --- 11: other data, workers, processes --------------------------------------------------------------------------
@@ -283,7 +174,7 @@ def test_a_run_that_differs_does_not_resume(name: str, stopped: Path) -> None:
 
 def test_another_number_of_processes_does_not_resume(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of rows depends on the number of processes, so it must be the same."""
-    monkeypatch.setattr(lowft.trainer, "find_placement", lambda device: Placement(torch.device("cpu"), processes=2))
+    monkeypatch.setattr(_building, "find_placement", lambda device: Placement(torch.device("cpu"), processes=2))
     with pytest.raises(CheckpointMismatchError, match="processes was 1 and is now 2"):
         other_trainer(stopped).fit(resume_from_checkpoint=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,14 +50,9 @@ class Harm:
         >>> Harm(200, 30).chance(0.1) < 0.05 < Harm(20, 3).chance(0.1)
         True
         """
-        likely, unlikely = math.log(allowed), math.log1p(-allowed)
+        from scipy.stats import binom  # takes a second, which runs without the test need not spend
 
-        def exactly(count: int) -> float:
-            rest = self.changed - count
-            ways = math.lgamma(self.changed + 1) - math.lgamma(count + 1) - math.lgamma(rest + 1)
-            return math.exp(ways + count * likely + rest * unlikely)
-
-        return min(1.0, math.fsum(exactly(count) for count in range(self.misread, self.changed + 1)))
+        return float(binom.sf(self.misread - 1, self.changed, allowed))
 
     def __str__(self) -> str:
         """Return it as words for a history."""
