@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
+from lowft import registry
 
 # mypy checks these files; they are never run.
 collect_ignore = ["typing"]
@@ -69,6 +72,16 @@ def _fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - the libraries under test use the global generator
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_classes_left_behind() -> Iterator[None]:
+    """Let another test give its strategies and augmenters the names that this one gave to classes of its own."""
+    before = dict(registry._CLASSES)
+    yield
+    for name, cls in dict(registry._CLASSES).items():
+        if name not in before and (cls.__module__ == "__main__" or "<locals>" in cls.__qualname__):
+            del registry._CLASSES[name]
 
 
 @pytest.fixture(scope="session")

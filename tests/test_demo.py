@@ -64,7 +64,9 @@ def test_the_whole_demo(tiny_folder: Path, reviews: Path, tmp_path: Path) -> Non
     output = tmp_path / "new" / "output"
     options = ("--rows", 120, "--model", tiny_folder, "--data", reviews, "--output", output, "--seed", 3)
     done = run_demo(*options, "--", *SENTENCES)
-    assert (done.returncode, done.stderr) == (0, "")
+    # So small a model with random weights may learn nothing from 72 rows, which lowft then says.
+    warned = [line for line in done.stderr.splitlines() if not line.startswith("the training has collapsed: ")]
+    assert (done.returncode, warned) == (0, [])
     told = [line for line in done.stdout.splitlines() if re.match(r"\d\. ", line)]
     assert [line[0] for line in told] == ["2", "3", "4", "5", "6", "7"], "with --data, there are no reviews to read"
     assert "    trainer.fit()\n" in done.stdout

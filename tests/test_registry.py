@@ -218,11 +218,11 @@ def test_an_installed_package_adds_its_strategies(monkeypatch: pytest.MonkeyPatc
 
 def test_an_entry_point_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken package raises its own error with its entry point, and does not harm names that are known."""
-    install(monkeypatch, FakeEntry("Broken", ImportError("no module named gone")))
+    install(monkeypatch, FakeEntry("Unimportable", ImportError("no module named gone")))
     with pytest.raises(ImportError, match="gone") as caught:
-        from_dict({"name": "Broken", "settings": {}})
+        from_dict({"name": "Unimportable", "settings": {}})
     assert caught.value.__notes__ == [
-        "raised by the entry point Broken = some_package:Broken of the group lowft.strategies"
+        "raised by the entry point Unimportable = some_package:Unimportable of the group lowft.strategies"
     ]
     assert from_dict({"name": "PartialFreeze", "settings": {"top": 1}}) == PartialFreeze(top=1)
     assert to_dict(PartialFreeze(top=1))["name"] == "PartialFreeze"
