@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import random
 import tempfile
-from pathlib import Path
 from typing import Any, Literal
 
 from _common import LABELS, describe_machine, minilm, reviews
@@ -56,59 +55,23 @@ def main() -> None:
                                  first_draw=options.first_draw, on_run=show))  # fmt: skip
 
 
-def _arm(strategies: list[lowft.Strategy] | Literal["auto"], **settings: Any) -> Any:
-    """Return what makes an arm of lowft from strategies and settings."""
+def _arm(strategies: list[lowft.Strategy] | Literal["auto"], *, unlabeled: bool = False, **settings: Any) -> Any:
+    """Return what makes an arm of lowft from strategies and settings, perhaps with rows without labels."""
 
-    def make(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:  # noqa: ARG001
+    def make(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:
         def train(rows: lowft.Rows, seed: int) -> lowft.Trainer:
             config = lowft.TrainingConfig(
                 seed=seed, max_length=length, precision=options.precision, progress=False, **settings
             )
-            trainer = lowft.Trainer(minilm(), rows, strategies=strategies, config=config)
+            trainer = lowft.Trainer(
+                minilm(), rows, unlabeled_dataset=pool if unlabeled else None, strategies=strategies, config=config
+            )
             trainer.fit()
             return trainer
 
         return train
 
     return make
-
-
-def _auto(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:
-    """Return an arm of what lowft chooses by itself, with rows without labels."""
-
-    def train(rows: lowft.Rows, seed: int) -> lowft.Trainer:
-        config = lowft.TrainingConfig(
-            seed=seed, max_length=length, precision=options.precision, progress=False, epochs=1, batch_size=32
-        )
-        trainer = lowft.Trainer(minilm(), rows, unlabeled_dataset=pool, strategies="auto", config=config)
-        trainer.fit()
-        return trainer
-
-    return train
-
-
-def _self_training(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:
-    """Return an arm that learns its own answers on rows without labels."""
-    teach = ARMS["lowft"](options, length, pool)
-
-    def train(rows: lowft.Rows, seed: int) -> lowft.Trainer:
-        first = teach(rows, seed)
-        config = lowft.TrainingConfig(
-            seed=seed, max_length=length, precision=options.precision, progress=False, epochs=1, batch_size=32
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            teacher = first.export(Path(scratch) / "teacher", verify="here")
-            student = lowft.Trainer(
-                minilm(),
-                rows,
-                unlabeled_dataset=pool,
-                strategies=[lowft.PooledHead(), lowft.Probe(), lowft.Distill(str(teacher))],
-                config=config,
-            )
-            student.fit()
-        return student
-
-    return train
 
 
 def _setfit(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:  # noqa: ARG001
@@ -125,8 +88,9 @@ def _setfit(options: argparse.Namespace, length: int | None, pool: list[str]) ->
 
         model = SetFitModel(model_body=encoder, model_head=LogisticRegression(), labels=list(LABELS))
         dataset = Dataset.from_dict({"text": list(rows.texts), "label": list(rows.labels or ())})
-        trainer = Trainer(model, TrainingArguments(seed=seed, show_progress_bar=False), train_dataset=dataset)
-        trainer.train()
+        with tempfile.TemporaryDirectory() as scratch:
+            arguments = TrainingArguments(output_dir=scratch, seed=seed, show_progress_bar=False)
+            Trainer(model, arguments, train_dataset=dataset).train()
         return model
 
     return train
@@ -141,8 +105,7 @@ ARMS = {
     "reinitialize": _arm([lowft.Reinitialize(top=1)], max_steps=200, batch_size=16),
     "plain, 200 steps": _arm([], max_steps=200, batch_size=16),
     "auto": _arm("auto"),
-    "auto, unlabelled": _auto,
-    "lowft, unlabelled": _self_training,
+    "auto, unlabelled": _arm("auto", unlabeled=True, epochs=2, batch_size=32),
 }
 
 if __name__ == "__main__":

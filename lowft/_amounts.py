@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lowft._stage_caches import Passes
 from lowft.data.epochs import cut_to_tokens, plan_epoch
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from lowft._placement import Placement
@@ -44,7 +45,11 @@ class Amounts:
     def planned_steps_per_epoch(self, stage: Stage) -> int:
         """Return the optimizer steps of one pass over the training rows in a stage."""
         rows = self.batch_size(stage) * self.config.gradient_accumulation_steps * self.placement.processes
-        return math.ceil(len(self.train_rows) / rows)
+        return math.ceil(len(self.rows_of(stage)) / rows)
+
+    def rows_of(self, stage: Stage) -> npt.NDArray[np.int64]:
+        """Return the indices of the training rows that a stage learns from."""
+        return self.train_rows.labelled if stage.labeled_only else np.arange(len(self.train_rows))
 
     @property
     def seed(self) -> int:
@@ -103,6 +108,7 @@ class Amounts:
         lengths = self.train_rows.lengths if lengths is None else lengths
         steps = plan_epoch(
             lengths,
+            rows=self.rows_of(self.attached.state.stage),
             batch_size=self.batch_size(self.attached.state.stage),
             accumulation=config.gradient_accumulation_steps,
             processes=self.placement.processes,

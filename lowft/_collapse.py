@@ -89,8 +89,7 @@ def _collapse_in_words(loop: Loop, metrics: Mapping[str, float]) -> str:
 
 def _some(rows: TokenizedRows) -> TokenizedRows:
     """Return labelled rows, enough to tell and not so many that it takes long."""
-    labels: Any = rows.labels
-    known = np.flatnonzero(labels >= 0)
+    known = rows.labelled
     if len(known) > _ROWS:
         known = np.random.default_rng(0).choice(known, _ROWS, replace=False)
     return rows.select(known.tolist())

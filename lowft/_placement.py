@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-__all__ = ["Placement", "find_placement"]
+__all__ = ["Placement", "find_placement", "process_share"]
 
 # What `accelerate launch` tells its processes, and of what.
 _DIVIDES = {
@@ -87,6 +87,17 @@ class Placement:
                 del failure  # in a circle with its traceback, it would keep files open that the caller closed
         if told is not None:
             raise CheckpointError(f"the main process failed: {told}")
+
+
+def process_share() -> tuple[int, int]:
+    """Return this process's number and how many train together, for what has no `Placement` at hand.
+
+    >>> process_share()
+    (0, 1)
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 def find_placement(device: str | None) -> Placement:

@@ -125,10 +125,11 @@ def _clip(loop: Loop) -> float:
     """Scale the gradients down to the norm allowed, and return the norm they had."""
     # All that ever train, without a walk through the model, which takes as long as a step of the head alone.
     parameters = [parameter for group in loop.optimizer.param_groups for parameter in group["params"]]
-    if loop.config.max_grad_norm is None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients).item()
-    return torch.nn.utils.clip_grad_norm_(parameters, loop.config.max_grad_norm).item()
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    found, most = norm.item(), loop.config.max_grad_norm
+    if most is not None and found > most:  # else each gradient would be read and written to stay as it is
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return found
 
 
 def _skip_or_raise(loop: Loop, loss: float, norm: float, seen: list[tuple[Batch, Tensor]]) -> None:

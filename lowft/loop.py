@@ -87,6 +87,7 @@ class Loop(Amounts):
             self.opening.append(why)
         self.kept = Kept(precision=precision)
         attached.state.precision = precision
+        attached.state.progress = config.progress if placement.is_main else False
         self.optimizer = make_optimizer(attached, config)
         self.finished = False
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with

@@ -179,6 +179,9 @@ class Stage:
         always: Run the stage even if a gate before it has ended the training: one that makes the model what will be
             deployed, such as pruning, is not to be left out because an earlier stage was good enough.
         rows: Training rows, where they are known, for strategies that plan by them.
+        prepares: Whether the stage only prepares the layers below the head and leaves the task to those that follow:
+            strategies that set the head, or ask it, wait for these.
+        labeled_only: Whether the stage leaves out training rows without a label.
 
     Raises:
         ConfigError: A value outside its range.
@@ -197,11 +200,14 @@ class Stage:
     gates: tuple[Gate, ...] = ()
     always: bool = False
     rows: int | None = None
+    prepares: bool = False
+    labeled_only: bool = False
 
     def __post_init__(self) -> None:
         """Check every value."""
         check_text("Stage.name", self.name)
-        check_flag("Stage.always", self.always)
+        for flag in ("always", "prepares", "labeled_only"):
+            check_flag(f"Stage.{flag}", getattr(self, flag))
         if self.rows is not None:
             check_whole("Stage.rows", self.rows, least=1)
         check_pace(self)

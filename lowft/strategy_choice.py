@@ -230,15 +230,15 @@ def _for_few(facts: _Facts, pooling: Pooling, *, uses_unlabeled: bool) -> list[t
     read = "last token state" if pooling == "last" else f"{pooling} of the token states"
     why = f"{facts.amount}, fewer than {_FEW_LABELS}: the head reads the {read}, with no layer between to be learnt"
     chosen: list[tuple[Strategy | None, str]] = [(PooledHead(pooling), why)]
-    if uses_unlabeled:
-        why = "the head is fitted on the labelled rows first, so that fine-tuning does not begin with a random one"
-        return [*chosen, (Probe(), why)]
     if facts.task == "single_label_classification" and facts.most > 1:
         size = min(_LARGEST_BATCH, max(Contrastive().batch_size, _COMPARED * facts.classes))
         why = (
             f"rows of a class are compared with each other and with the rest, {size} at a time, before there is a head"
         )
         chosen.append((Contrastive(batch_size=size), why))
+    if uses_unlabeled:
+        why = "the head is fitted on the labelled rows first, so that fine-tuning does not begin with a random one"
+        return [*chosen, (Probe(), why)]
     why = "the head is fitted by regression, cross-validated within the training rows, and no fine-tuning follows"
     return [*chosen, (Probe(fine_tune=False), why)]
 
@@ -262,6 +262,8 @@ def _learner(facts: _Facts) -> tuple[Strategy, str]:
     if facts.task == "regression":
         augment = Augment([RandomDeletion()], consistency=1.0)
         return augment, f"{rows} teach by being answered alike with some words left out"
+    if facts.each < _FEW_LABELS and facts.pooling is not None:
+        return SelfTraining(0.0, start=0), f"{rows} have the labels that the fitted head gives, anew before each epoch"
     return SelfTraining(), f"{rows} have the labels that the model is sure of"
 
 

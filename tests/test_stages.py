@@ -33,9 +33,14 @@ BAD_PACE: list[tuple[str, Any, str]] = [
     ("layer_decay", 1.5, "a finite number above 0 and at most 1"),
     ("layer_decay", "0.9", "a finite number above 0 and at most 1"),
 ]
+BAD_FLAGS: list[tuple[str, Any, str]] = [
+    ("always", 1, "True or False"),
+    ("prepares", "yes", "True or False"),
+    ("labeled_only", None, "True or False"),
+]
 
 
-@pytest.mark.parametrize(("name", "value", "rule"), BAD_PACE)
+@pytest.mark.parametrize(("name", "value", "rule"), [*BAD_PACE, *BAD_FLAGS])
 def test_a_setting_out_of_range_is_refused(name: str, value: Any, rule: str) -> None:
     """The message has the setting, the rule and the value."""
     with pytest.raises(ConfigError, match=re.escape(f"Stage.{name} must be {rule}; received {value!r}")):

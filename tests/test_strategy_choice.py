@@ -73,7 +73,7 @@ def test_rows_without_labels_teach_where_they_are_many() -> None:
     """At least as many as labelled ones: then the head comes first and they teach; else they are left out, and said."""
     model = tiny_model("bert", num_layers=6)
     found = suggest_strategies(model, tiny_rows(20), BARE)
-    assert found.strategies == (PooledHead("mean"), Probe(), SelfTraining())
+    assert found.strategies == (PooledHead("mean"), Contrastive(), Probe(), SelfTraining(0.0, start=0))
     assert found.uses_unlabeled
     assert "40 rows without labels" in found.reasons[-1]
     fewer = suggest_strategies(model, tiny_rows(42), BARE)
@@ -175,6 +175,6 @@ def test_what_cannot_be_used_is_said() -> None:
 def test_a_suggestion_is_json() -> None:
     """It can be written down with its settings."""
     found = json.loads(json.dumps(suggest_strategies(tiny_model("bert"), tiny_rows(), BARE).to_dict()))
-    assert [part["name"] for part in found["strategies"]] == ["PooledHead", "Probe", "SelfTraining"]
-    assert len(found["reasons"]) == 3
+    assert [part["name"] for part in found["strategies"]] == ["PooledHead", "Contrastive", "Probe", "SelfTraining"]
+    assert len(found["reasons"]) == 4
     assert found["uses_unlabeled"] is True

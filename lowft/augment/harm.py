@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lowft._inference import compute_logits
+from lowft._placement import process_share
 from lowft.augment.bank import change, is_empty
 from lowft.data.batching import TokenizedRows
 from lowft.data.rows import Rows
@@ -139,9 +140,7 @@ def _probabilities(
         like.inputs,
         progress=False,
     )
-    distributed = torch.distributed
-    share = (0, 1)
-    if distributed.is_available() and distributed.is_initialized():
-        share = (distributed.get_rank(), distributed.get_world_size())
-    logits = compute_logits(model, rows, batch_size=_TOGETHER, precision=precision, share=share, progress=False)
+    logits = compute_logits(
+        model, rows, batch_size=_TOGETHER, precision=precision, share=process_share(), progress=False
+    )
     return torch.from_numpy(logits).softmax(dim=1).numpy()

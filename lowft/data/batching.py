@@ -213,6 +213,11 @@ class TokenizedRows:
         """How many rows have no label, where others do."""
         return 0 if self._known is None else int((~self._known).sum())
 
+    @property
+    def labelled(self) -> npt.NDArray[np.int64]:
+        """Indices of the rows that have a label, `[labelled rows]`."""
+        return np.arange(len(self)) if self._known is None else np.flatnonzero(self._known)
+
     def example(self, index: int) -> Example:
         """Return a row as strategies see it."""
         pair = self.rows.pairs[index] if self.rows.pairs is not None else None

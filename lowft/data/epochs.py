@@ -47,6 +47,7 @@ def plan_epoch(
     rank: int = 0,
     seed: Sequence[int] = (0,),
     group_by_length: bool = True,
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> list[list[MicroBatch]]:
     """Plan one epoch: for each optimizer step, the micro-batches of this process.
 
@@ -61,13 +62,14 @@ def plan_epoch(
         rank: This process's number.
         seed: Numbers that together decide the order, such as (seed, stage, epoch).
         group_by_length: Put rows of like length together.
+        rows: Indices of the rows that take part; None for all.
 
     >>> steps = plan_epoch(np.array([3, 9, 4, 8, 5]), batch_size=2)
     >>> sorted(index for step in steps for part in step for index in part.indices)
     [0, 1, 2, 3, 4]
     """
     rng = np.random.default_rng(list(seed))
-    order = rng.permutation(len(lengths))
+    order = rng.permutation(len(lengths) if rows is None else rows)
     rows_in_step = batch_size * accumulation * processes
     if group_by_length:
         together = min(_WINDOWS_SORTED_TOGETHER, len(order) // (rows_in_step * _LEAST_CHUNKS))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lowft._placement import process_share
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
 from lowft.distillation.cache import AnswerCache
@@ -70,7 +71,7 @@ class Guide:
         projections = Projections(compared.student.widths[:count], compared.teacher.widths[:count])
         device = next(model.parameters()).device
         setattr(model, PROJECTIONS, projections.to(device))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if process_share()[1] > 1:
             self.handles.append(projections.show_to(model))
 
     def read(self, batch: Batch, memory: dict[str, Any], most: int) -> tuple[Tensor, list[Tensor]]:

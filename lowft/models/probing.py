@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["STRENGTHS", "ProbeReport", "check_strengths", "find_output_layer", "fit_outputs", "probe_head_"]
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+_LENT = "lowft_"  # begins the names of modules that a strategy lends a model while it trains: no head of its own
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def find_output_layer(model: nn.Module) -> str:
     found = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not (body and within(name, body))
+        if isinstance(module, nn.Linear) and not (body and within(name, body)) and not name.startswith(_LENT)
     ]
     if not found:
         raise ModelError(f"{type(model).__name__} has no linear output layer (torch.nn.Linear) outside its body")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from lowft._placement import process_share
 from lowft._settings import check_real
 from lowft.errors import ConfigError, DataError, ModelError
 from lowft.losses import supervised_contrastive
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from lowft.stages import Stage
     from lowft.state import State
 
-__all__ = ["CONTRASTIVE", "Contrastive"]
+__all__ = ["Contrastive"]
 
-CONTRASTIVE = "contrastive"  # the name of the stage
+_STAGE = "contrastive"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Contrastive(Strategy):
     is that near.
 
     Put `PooledHead()` before it, and `Probe()` after it, which sets the head on what the stage has made. The head does
-    not train in the stage.
+    not train in the stage, and rows without a label are left out of it.
 
     Args:
         max_steps: Optimizer steps at most.
@@ -87,7 +88,9 @@ class Contrastive(Strategy):
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         own = replace(
             stages[0],
-            name=CONTRASTIVE,
+            name=_STAGE,
+            prepares=True,
+            labeled_only=True,
             trainable=frozenset(name for name in names if name.rpartition(".")[0] != head),
             learning_rate=self.learning_rate,
             layer_decay=self.layer_decay,
@@ -101,7 +104,7 @@ class Contrastive(Strategy):
 
     def on_stage_start(self, state: State) -> None:
         """Look for rows to compare; and once the stage is over, let what it made be where others begin."""
-        if state.stage.name != CONTRASTIVE:
+        if state.stage.name != _STAGE:
             return
         rows = state.train_rows
         if rows is not None and rows.labels is not None:
@@ -115,7 +118,7 @@ class Contrastive(Strategy):
 
     def on_loss(self, loss: Tensor, outputs: Any, batch: Batch, state: State) -> Tensor:
         """Return the contrastive loss of the batch, in the stage that is for it."""
-        if state.stage.name != CONTRASTIVE:
+        if state.stage.name != _STAGE:
             return loss
         pooled = getattr(outputs, "pooled", None)
         if pooled is None or batch.labels is None:
@@ -135,7 +138,7 @@ class Contrastive(Strategy):
 
     def before_step(self, state: State) -> None:
         """End the stage when the rows are as near to each other as is good."""
-        if state.stage.name != CONTRASTIVE:
+        if state.stage.name != _STAGE:
             return
         # No head has been asked yet: the last weights of the stage count, not those a random head liked best.
         state.forget_best()
@@ -152,9 +155,9 @@ class Contrastive(Strategy):
 
 def _of_all_processes(excess: float, parts: int) -> tuple[float, int]:
     """Return the sums over all processes, so that all of them end in the same step."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    _, processes = process_share()
+    if processes == 1:
         return excess, parts
-    sums: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(sums, (excess, parts))
+    sums: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(sums, (excess, parts))
     return sum(one for one, _ in sums), sum(count for _, count in sums)

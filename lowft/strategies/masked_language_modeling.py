@@ -119,6 +119,7 @@ class MaskedLanguageModeling(Strategy):
         front = dataclasses.replace(
             stages[0],
             name=_STAGE,
+            prepares=True,
             trainable=below | own,
             gates=(),
             epochs=self.epochs,

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lowft._settings import check_flag, check_whole
-from lowft.data.unlabeled import has_label
 from lowft.errors import StrategyConflictError, TrainingError
 from lowft.models.probing import STRENGTHS, check_strengths, find_output_layer, probe_head_
-from lowft.strategies.contrastive import CONTRASTIVE
 from lowft.strategy import Contract, Strategy
 
 if TYPE_CHECKING:
@@ -30,11 +28,12 @@ class Probe(Strategy):
 
     LP-FT, linear probing and then fine-tuning (Kumar et al. 2022, https://arxiv.org/abs/2202.10054): gradients that
     come through a random head distort the layers below before the head has learnt anything. The head is set when the
-    first stage begins that is not `Contrastive`'s. Labels may be one class, several classes or a number a row.
+    first stage begins that does not only prepare the layers below, as those of `Contrastive` and
+    `MaskedLanguageModeling` do. Labels may be one class, several classes or a number a row.
 
     Args:
         fine_tune: Whether the stages that were planned follow; False leaves the model as the probe found it: nothing
-            below the head changes, except what `Contrastive` did.
+            below the head changes, except in stages that prepare it.
         strengths: Inverse strengths of regularisation (scikit-learn's C, for features of unit length) to choose from,
             by cross-validation within the training rows alone.
         folds: Parts to cut them into for that.
@@ -66,8 +65,8 @@ class Probe(Strategy):
         head = find_output_layer(model)
         if self.fine_tune:
             return stages
-        before = [stage for stage in stages if stage.name == CONTRASTIVE]
-        planned = [stage for stage in stages if stage.name != CONTRASTIVE]
+        before = [stage for stage in stages if stage.prepares]
+        planned = [stage for stage in stages if not stage.prepares]
         if len(planned) > 1:
             raise StrategyConflictError(
                 f"Probe(fine_tune=False) leaves nothing to fine-tune, and another strategy plans the stages "
@@ -79,7 +78,7 @@ class Probe(Strategy):
     def on_stage_start(self, state: State) -> None:
         """Set the head, once."""
         memory = state.memory_of(self.name)
-        if state.stage.name == CONTRASTIVE or memory.get("done"):
+        if state.stage.prepares or memory.get("done"):
             return
         rows = state.train_rows
         if rows is None:
@@ -87,9 +86,7 @@ class Probe(Strategy):
                 "Probe reads the training rows of the Trainer, which a loop of your own does not have: call "
                 "lowft.probe_head_(model, batches) before the loop instead"
             )
-        order = rows.lengths.argsort(kind="stable")
-        if rows.labels is not None:  # what has no label is not worth a pass
-            order = order[has_label(torch.from_numpy(rows.labels[order])).numpy()]
+        order = rows.labelled[rows.lengths[rows.labelled].argsort(kind="stable")]
         batches = (rows.collate(order[start : start + _ROWS].tolist()) for start in range(0, len(order), _ROWS))
         report = probe_head_(state.model, batches, strengths=self.strengths, folds=self.folds)
         memory["done"] = True

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lowft._inference import logits_of
+from lowft._inference import compute_logits, logits_of
+from lowft._placement import process_share
 from lowft._settings import check_real, check_whole
 from lowft.consistency import confidence_of, first_of_row, task_of
 from lowft.errors import ConfigError, TrainingError
@@ -24,21 +26,26 @@ if TYPE_CHECKING:
 __all__ = ["SelfTraining"]
 
 
+_TOGETHER = 64  # rows at once through the model
+
+
 @dataclass(frozen=True)
 class SelfTraining(Strategy):
     """Train on rows of `Trainer(unlabeled_dataset=...)` as if they had the labels that the model is sure of.
 
     A row's label is what the model said of it in the epoch before, if with at least `threshold`; so labels are made new
-    in each epoch, at no cost, and there are none in the first. `weight` times the mean over rows without a label of
-    their cross-entropy is added to the loss; rows that the model was not sure of cost nothing. The history says after
-    each epoch how many labels there are. With `Augment` in the list, copies of a row are trained on its label as well.
+    in each epoch, at no cost, and there are none in the first. Where the model knows something before it is fine-tuned,
+    because `Probe` has set its head, `start=0` has it read these rows once when a stage begins, and label them for the
+    first epoch too. `weight` times the mean over rows without a label of their cross-entropy is added to the loss; rows
+    that the model was not sure of cost nothing. The history says after each epoch how many labels there are. With
+    `Augment` in the list, copies of a row are trained on its label as well.
 
     Sources: Yarowsky 1995 (*Unsupervised Word Sense Disambiguation Rivaling Supervised Methods*); Lee 2013
     (*Pseudo-Label*); threshold as in Sohn et al. 2020, FixMatch, https://arxiv.org/abs/2001.07685.
 
     Args:
-        threshold: Probability from which on an answer becomes a label; with several labels, each class must be decided
-            with at least this.
+        threshold: Probability from which on an answer becomes a label, 0 for every answer; with several labels, each
+            class must be decided with at least this.
         weight: Weight beside the loss on labels.
         start: Epochs of each stage in which there are no such labels yet.
 
@@ -57,9 +64,9 @@ class SelfTraining(Strategy):
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        check_real("SelfTraining.threshold", self.threshold, least=0.5, below=1)
+        check_real("SelfTraining.threshold", self.threshold, least=0, below=1)
         check_real("SelfTraining.weight", self.weight, above=0)
-        check_whole("SelfTraining.start", self.start, least=1)
+        check_whole("SelfTraining.start", self.start, least=0)
 
     def prepare_model(self, model: torch.nn.Module) -> torch.nn.Module:
         """Refuse a task in which no answer is sure."""
@@ -69,6 +76,37 @@ class SelfTraining(Strategy):
                 "Leave it out; Augment(consistency=1.0) learns from such rows without labels"
             )
         return model
+
+    def on_stage_start(self, state: State) -> None:
+        """Have all rows without a label read once, where labels are wanted from the first epoch on."""
+        if self.start or state.stage.prepares:
+            return
+        rows = state.train_rows
+        if rows is None:
+            raise TrainingError(
+                "SelfTraining(start=0) reads the training rows of the Trainer, which a loop of your own does not have: "
+                "set start=1, and labels begin with the second epoch"
+            )
+        bare = np.setdiff1d(np.arange(len(rows)), rows.labelled)
+        if len(bare) == 0:
+            return
+        logits = compute_logits(
+            state.model,
+            rows.select(bare.tolist()),
+            batch_size=_TOGETHER,
+            precision=state.precision,
+            share=process_share(),
+            progress=state.progress,
+            description="labelling",
+        )
+        assert rows.labels is not None  # noqa: S101 - others have labels
+        answers = self._sure(torch.from_numpy(logits), task_of(torch.from_numpy(rows.labels)))
+        given = {str(rows.rows.numbers[bare[place]]): answer for place, answer in answers.items()}
+        state.memory_of(self.name)["given"] = given
+        state.note(
+            f"SelfTraining: the model labels rows before the first epoch, and is sure of {len(given):,} of "
+            f"{len(bare):,} ({len(given) / len(bare):.1%})"
+        )
 
     def on_loss(self, loss: Tensor, outputs: Any, batch: Batch, state: State) -> Tensor:
         """Return the loss with that on the labels which the model gave in the epoch before."""
@@ -106,7 +144,8 @@ class SelfTraining(Strategy):
             begun = "epoch" in memory and memory["epoch"][0] == state.stage_index
             if begun:
                 self._tell(state, memory)
-            memory["labels"] = memory["next"] if begun and state.epoch >= self.start else {}
+            said = memory["next"] if begun else memory.pop("given", {})
+            memory["labels"] = said if state.epoch >= self.start else {}
             memory["next"], memory["seen"], memory["epoch"] = {}, 0, now
         return memory
 
@@ -114,13 +153,15 @@ class SelfTraining(Strategy):
         """Collect what the model is sure of."""
         if not places:
             return
-        chosen = logits[places]
-        answers = (chosen > 0).int() if task == "multi_label_classification" else chosen.argmax(dim=1)
-        sure = (confidence_of(chosen, task) >= self.threshold).tolist()
-        for place, answer, is_sure in zip(places, answers.tolist(), sure, strict=True):
-            memory["seen"] += 1
-            if is_sure:
-                memory["next"][str(batch.rows[place])] = answer
+        memory["seen"] += len(places)
+        for place, answer in self._sure(logits[places], task).items():
+            memory["next"][str(batch.rows[places[place]])] = answer
+
+    def _sure(self, logits: Tensor, task: Task) -> dict[int, Any]:
+        """Return the answers that the model is sure of, by the place of their row."""
+        answers = (logits > 0).int() if task == "multi_label_classification" else logits.argmax(dim=1)
+        sure = confidence_of(logits, task) >= self.threshold
+        return {place: answers[place].tolist() for place in sure.nonzero().flatten().tolist()}
 
     def _tell(self, state: State, memory: dict[str, Any]) -> None:
         sure, seen, used = len(memory["next"]), memory["seen"], len(memory["labels"])

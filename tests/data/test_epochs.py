@@ -83,6 +83,18 @@ def test_every_row_counts_once(
     assert np.array_equal(lengths, before)
 
 
+@given(lengths=LENGTHS, seed=SEEDS, group=st.booleans(), data=st.data())
+def test_a_part_of_the_rows_is_planned_as_if_there_were_no_others(
+    lengths: Any, seed: tuple[int, ...], group: bool, data: st.DataObject
+) -> None:
+    """The plan of some rows is that of an array with these rows alone, under their own numbers."""
+    chosen = data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, unique=True).map(sorted))
+    settings: dict[str, Any] = {"batch_size": 3, "seed": seed, "group_by_length": group}
+    found = plan_epoch(lengths, rows=np.array(chosen), **settings)
+    alone = plan_epoch(lengths[chosen], **settings)
+    assert windows([found]) == [tuple(sorted(chosen[index] for index in window)) for window in windows([alone])]
+
+
 @given(lengths=LENGTHS, split=st.sampled_from([(12, 1, 1), (6, 2, 1), (6, 1, 2), (2, 3, 2), (1, 4, 3)]), seed=SEEDS)
 def test_a_step_sees_the_same_rows_however_it_is_split(lengths: Any, split: tuple[int, int, int], seed: Any) -> None:
     """Accumulation and processes change who computes what, never which rows make a step."""

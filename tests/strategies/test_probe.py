@@ -14,11 +14,13 @@ from lowft.augment import RandomDeletion, RandomSwap
 from lowft.config import TrainingConfig
 from lowft.errors import ConfigError, DataError, StrategyConflictError, TrainingError
 from lowft.losses import supervised_contrastive
-from lowft.models.probing import probe_head_
+from lowft.models.probing import find_output_layer, probe_head_
 from lowft.strategies import (
     Augment,
     Contrastive,
+    Distill,
     LayerwiseUnfreeze,
+    MaskedLanguageModeling,
     PartialFreeze,
     PooledHead,
     Probe,
@@ -29,7 +31,7 @@ from lowft.trainer import Trainer
 from tests.runs import NUMBERED, tiny_trainer, train_records, weights
 from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, contents
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def notes(trainer: Any) -> list[str]:
@@ -73,6 +75,25 @@ def test_only_labelled_rows_are_read() -> None:
     trainer.model.register_forward_hook(lambda *_: seen.append(0) if not torch.is_grad_enabled() else None)
     next(iter(trainer.steps()))
     assert len(seen) == 1
+    assert "output layer fitted on 14 rows" in " ".join(notes(trainer))
+
+
+def test_the_probe_waits_for_what_prepares_the_layers_below() -> None:
+    """The model's own head, not one lent for hidden words, is fitted on what these have taught the model."""
+    before = MaskedLanguageModeling(when="before", max_steps=2)
+    trainer = tiny_trainer(strategies=[PooledHead(), before, Probe(fine_tune=False)])
+    trainer.fit()
+    assert [stage.name for stage in trainer._loop.attached.stages] == ["masked words", "probe"]
+    (probed,) = (note for note in trainer.history.filter("note") if note["message"].startswith("output layer fitted"))
+    assert (probed["stage_name"], probed["step"]) == ("probe", 2)
+
+
+def test_what_a_strategy_lends_is_no_head() -> None:
+    """Projections of a distillation are linear layers too, behind the head."""
+    teacher = (tiny_model("bert"), tiny_tokenizer())
+    trainer = tiny_trainer(strategies=[PooledHead(), Probe(), Distill(teacher, hidden=1.0)], max_steps=1)
+    assert find_output_layer(trainer.model) == "pooled_head.output"
+    trainer.fit()
     assert "output layer fitted on 14 rows" in " ".join(notes(trainer))
 
 

@@ -12,10 +12,10 @@ import torch
 from lowft.augment import RandomSwap
 from lowft.config import TrainingConfig
 from lowft.data.batching import Batch
-from lowft.errors import ConfigError
+from lowft.errors import ConfigError, TrainingError
 from lowft.stages import Stage
 from lowft.state import State
-from lowft.strategies import Augment, SelfTraining
+from lowft.strategies import Augment, Contrastive, PooledHead, Probe, SelfTraining
 from lowft.trainer import Trainer
 from tests.runs import note_records
 from tests.strategy_cases import tiny_rows
@@ -81,6 +81,56 @@ def make(folder: Path | None, strategies: tuple[Any, ...]) -> Trainer:
     )  # fmt: skip
 
 
+def test_labels_from_the_first_epoch_on() -> None:
+    """With `start=0` the model reads the rows before it trains; they are trained on as if those were their labels."""
+    rows, bare = tiny_rows(6), tiny_rows(6, seed=4)["text"]
+    tokens = tiny_tokenizer()(bare, padding=True, return_tensors="pt")
+    reader = tiny_model("bert")
+    reader.train(mode=False)
+    numbers = reader(**tokens).logits.argmax(1).tolist()
+    answers = [sorted(set(rows["label"]))[number] for number in numbers]
+
+    def first_loss(train_dataset: Any, **settings: Any) -> float:
+        trainer = Trainer(
+            tiny_model("bert"), train_dataset, tokenizer=tiny_tokenizer(),
+            config=TrainingConfig(epochs=1, batch_size=12, device="cpu", seed=3), **settings,
+        )  # fmt: skip
+        return next(trainer.steps()).loss
+
+    found = first_loss(rows, unlabeled_dataset=bare, strategies=[SelfTraining(0.0, start=0)])
+    labelled = {"text": [*rows["text"], *bare], "label": [*rows["label"], *answers]}
+    # The six labelled rows and the six others are a mean each; where all have labels, there is one mean over twelve.
+    assert found / 2 == pytest.approx(first_loss(labelled), rel=1e-5)
+
+
+def test_it_labels_after_the_probe_and_not_in_stages_before(tmp_path: Path) -> None:
+    """Contrastive compares labelled rows alone; then the head is set, then all rows are labelled; resumed, the same."""
+    strategies = (PooledHead(), Contrastive(max_steps=2, stop_below=0.0), Probe(), SelfTraining(0.0, start=0))
+    whole = make(tmp_path / "whole", strategies)
+    whole.fit()
+    notes = [note["message"] for note in whole.history.filter("note")]
+    (probed,) = (at for at, note in enumerate(notes) if note.startswith("output layer fitted on 6 rows"))
+    (labelled,) = (at for at, note in enumerate(notes) if "sure of 6 of 6 (100.0%)" in note)
+    assert labelled == probed + 1
+    assert "6 rows were trained on labels of the model's own" in notes[labelled + 1]
+    stages = [(record["stage_name"], record["epoch"]) for record in whole.history.filter("stage")]
+    assert stages == [("contrastive", 2.0), ("training", 3.0)], "32 rows a step: the six labelled ones are an epoch"
+    for step in (1, 2, 4):
+        folder = tmp_path / f"resumed-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        resumed = make(folder, strategies)
+        resumed.fit(resume_from_checkpoint=True)
+        assert_same(final_weights(whole), final_weights(resumed))
+
+
+def test_a_loop_of_ones_own_has_no_rows_to_label() -> None:
+    """That is said, with what to do."""
+    state = State(torch.nn.Linear(2, 2), Stage())
+    with pytest.raises(TrainingError, match="set start=1, and labels begin with the second epoch"):
+        SelfTraining(start=0).on_stage_start(state)
+    SelfTraining(start=0).on_stage_start(State(torch.nn.Linear(2, 2), Stage(prepares=True)))
+
+
 def test_it_resumes(tmp_path: Path) -> None:
     """Stopped in mid-epoch and resumed, it ends with the same bits and history; the labels matter."""
     strategies = (Augment([RandomSwap(0.5)]), SelfTraining(0.5))
@@ -114,9 +164,10 @@ def test_a_regression_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"threshold": 0.3}, r"threshold must be a finite number at least 0\.5 and below 1; received 0\.3"),
+        ({"threshold": -0.1}, r"threshold must be a finite number at least 0 and below 1; received -0\.1"),
+        ({"threshold": 1}, r"threshold must be a finite number at least 0 and below 1; received 1"),
         ({"weight": 0}, r"weight must be a finite number above 0"),
-        ({"start": 0}, r"start must be a whole number of at least 1"),
+        ({"start": -1}, r"start must be a whole number of at least 0"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
