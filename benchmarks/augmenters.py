@@ -16,6 +16,7 @@ from statistics import mean, stdev
 
 import torch
 from _common import FULL, describe_machine, draw, minilm, rotten_tomatoes, spread
+from scipy.stats import t
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import lowft
@@ -83,7 +84,8 @@ def interval(gains: list[float]) -> str:
     """Return the mean of paired gains with a 95 % interval from their spread."""
     if len(gains) == 1:
         return f"{gains[0]:+.2f} (one draw)"
-    return f"{mean(gains):+.2f} ± {1.96 * stdev(gains) / len(gains) ** 0.5:.2f}"
+    quantile = float(t.ppf(0.975, len(gains) - 1))  # a few draws tell their own spread badly
+    return f"{mean(gains):+.2f} ± {quantile * stdev(gains) / len(gains) ** 0.5:.2f}"
 
 
 def main() -> None:
