@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lowft._stage_caches import Passes
 from lowft.data.epochs import cut_to_tokens, plan_epoch
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from lowft._placement import Placement
@@ -45,11 +44,7 @@ class Amounts:
     def planned_steps_per_epoch(self, stage: Stage) -> int:
         """Return the optimizer steps of one pass over the training rows in a stage."""
         rows = self.batch_size(stage) * self.config.gradient_accumulation_steps * self.placement.processes
-        return math.ceil(len(self.rows_of(stage)) / rows)
-
-    def rows_of(self, stage: Stage) -> npt.NDArray[np.int64]:
-        """Return the indices of the training rows that a stage learns from."""
-        return self.train_rows.labelled if stage.labeled_only else np.arange(len(self.train_rows))
+        return math.ceil(len(self.train_rows.labelled if stage.labeled_only else self.train_rows) / rows)
 
     @property
     def seed(self) -> int:
@@ -103,13 +98,13 @@ class Amounts:
 
     def plan_epoch(self, epoch: int, lengths: npt.NDArray[np.int64] | None = None) -> list[list[MicroBatch]]:
         """Return the optimizer steps of one epoch of the current stage, for the rows or for others of these lengths."""
-        config = self.config
+        config, stage = self.config, self.attached.state.stage
         seed = self.seed if config.data_seed is None else config.data_seed
         lengths = self.train_rows.lengths if lengths is None else lengths
         steps = plan_epoch(
             lengths,
-            rows=self.rows_of(self.attached.state.stage),
-            batch_size=self.batch_size(self.attached.state.stage),
+            rows=self.train_rows.labelled if stage.labeled_only else None,
+            batch_size=self.batch_size(stage),
             accumulation=config.gradient_accumulation_steps,
             processes=self.placement.processes,
             rank=self.placement.rank,

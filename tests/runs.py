@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +15,16 @@ from lowft.trainer import Trainer
 from tests.strategy_cases import tiny_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
-__all__ = ["NO_DROPOUT", "NUMBERED", "note_records", "seven_is_nan", "tiny_trainer", "train_records", "weights"]
+__all__ = [
+    "NO_DROPOUT",
+    "NUMBERED",
+    "note_records",
+    "resumed_at",
+    "seven_is_nan",
+    "tiny_trainer",
+    "train_records",
+    "weights",
+]
 
 NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -54,3 +66,12 @@ def note_records(trainer: Trainer) -> list[dict[str, Any]]:
 def seven_is_nan(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return squared errors, `[batch]`, with that of row 7 of `NUMBERED` not a number."""
     return (logits[:, 0] - labels).square() * torch.where((labels - 0.7).abs() < 1e-4, torch.nan, 1.0)
+
+
+def resumed_at(step: int, whole: Path, make: Callable[[Path], Trainer]) -> Trainer:
+    """Return a Trainer that went on from one checkpoint of a run, in a folder of its own beside it, to the end."""
+    folder = whole.with_name(f"resumed-{step}")
+    shutil.copytree(whole / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    resumed = make(folder)
+    resumed.fit(resume_from_checkpoint=True)
+    return resumed

@@ -211,9 +211,9 @@ class TokenizedRows:
     @property
     def unlabelled(self) -> int:
         """How many rows have no label, where others do."""
-        return 0 if self._known is None else int((~self._known).sum())
+        return len(self) - len(self.labelled)
 
-    @property
+    @cached_property
     def labelled(self) -> npt.NDArray[np.int64]:
         """Indices of the rows that have a label, `[labelled rows]`."""
         return np.arange(len(self)) if self._known is None else np.flatnonzero(self._known)

@@ -26,6 +26,7 @@ from lowft.masking import continuations, mask_tokens, masked_token_loss
 from lowft.models.masked_head import make_masked_head
 from lowft.strategies import LayerwiseUnfreeze, MaskedLanguageModeling, PartialFreeze, Unfreeze
 from lowft.trainer import Trainer
+from tests.runs import resumed_at
 from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, final_weights, make_trainer
 from tests.tiny import MASK, tiny_model, tiny_tokenizer
@@ -215,10 +216,7 @@ def test_it_resumes(strategies: Any, tmp_path: Path) -> None:
     whole = make_trainer(tmp_path / "whole", strategies)
     whole.fit()
     for step in (2, 5):
-        folder = tmp_path / f"resumed-{step}"
-        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
-        resumed = make_trainer(folder, strategies)
-        resumed.fit(resume_from_checkpoint=True)
+        resumed = resumed_at(step, tmp_path / "whole", lambda folder: make_trainer(folder, strategies))
         assert_same(final_weights(whole), final_weights(resumed))
 
 

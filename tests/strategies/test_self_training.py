@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lowft.stages import Stage
 from lowft.state import State
 from lowft.strategies import Augment, Contrastive, PooledHead, Probe, SelfTraining
 from lowft.trainer import Trainer
-from tests.runs import note_records
+from tests.runs import note_records, resumed_at
 from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, final_weights
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -116,10 +115,7 @@ def test_it_labels_after_the_probe_and_not_in_stages_before(tmp_path: Path) -> N
     stages = [(record["stage_name"], record["epoch"]) for record in whole.history.filter("stage")]
     assert stages == [("contrastive", 2.0), ("training", 3.0)], "32 rows a step: the six labelled ones are an epoch"
     for step in (1, 2, 4):
-        folder = tmp_path / f"resumed-{step}"
-        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
-        resumed = make(folder, strategies)
-        resumed.fit(resume_from_checkpoint=True)
+        resumed = resumed_at(step, tmp_path / "whole", lambda folder: make(folder, strategies))
         assert_same(final_weights(whole), final_weights(resumed))
 
 
@@ -140,10 +136,7 @@ def test_it_resumes(tmp_path: Path) -> None:
     assert len(notes) == 3
     assert "6 rows were trained on labels of the model's own" in notes[1]
     for step in (2, 4, 5):
-        folder = tmp_path / f"resumed-{step}"
-        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
-        resumed = make(folder, strategies)
-        resumed.fit(resume_from_checkpoint=True)
+        resumed = resumed_at(step, tmp_path / "whole", lambda folder: make(folder, strategies))
         assert_same(final_weights(whole), final_weights(resumed))
         assert [note["message"] for note in note_records(resumed)][-3:] == notes
     other = make(None, (Augment([RandomSwap(0.5)]), SelfTraining(0.5, weight=0.1)))
