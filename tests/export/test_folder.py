@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,63 +19,15 @@ import lowft
 from lowft.checkpoint import MANIFEST, verify_folder
 from lowft.config import TrainingConfig
 from lowft.errors import (
-    CheckpointError,
     CheckpointMismatchError,
     ConfigError,
     DataError,
 )
 from lowft.export import load
-from lowft.strategies import PartialFreeze
-from lowft.strategy import Strategy
 from lowft.trainer import Trainer
+from tests.export.exports import FILES, TEXTS, names, trained
 from tests.strategy_cases import tiny_rows
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
-
-TEXTS = ["a dull and lazy film", "a warm , funny story about love", "plot"]
-FILES = [
-    "README.md",
-    "config.json",
-    MANIFEST,
-    "lowft.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-]
-
-
-def trained(model: nn.Module | None = None, rows: Any = None, **how: Any) -> Trainer:
-    """Return a Trainer that has made two steps on a model."""
-    settings = TrainingConfig(max_steps=2, batch_size=4, learning_rate=5e-3, device="cpu", seed=1)
-    given: dict[str, Any] = {"tokenizer": tiny_tokenizer("bert"), "config": settings}
-    trainer = Trainer(model or tiny_model("bert"), rows or tiny_rows(), **(given | how))
-    trainer.fit()
-    return trainer
-
-
-@pytest.fixture(scope="module")
-def trainer() -> Trainer:
-    """Return a Trainer that has trained and evaluated."""
-    trainer = trained(strategies=(PartialFreeze(top=2),))
-    trainer.evaluate(tiny_rows(8, seed=1), name="test")
-    return trainer
-
-
-@pytest.fixture(scope="module")
-def exported(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that it exported; tests copy it before they change it."""
-    return trainer.export(tmp_path_factory.mktemp("exports") / "sentiment")
-
-
-@pytest.fixture
-def folder(exported: Path, tmp_path: Path) -> Path:
-    """Return a copy of the exported folder."""
-    return Path(shutil.copytree(exported, tmp_path / "copy"))
-
-
-def names(folder: Path) -> list[str]:
-    """Return the names in a folder, hidden ones too."""
-    return sorted(path.name for path in folder.iterdir())
-
 
 # --- what is there, and who reads it -----------------------------------------------------------------------------
 
@@ -283,117 +234,6 @@ def test_a_module_of_ones_own_must_be_given_and_fit(exported: Path, tmp_path: Pa
         load(folder, model=larger)
     with pytest.raises(ConfigError, match="holds a BertForSequenceClassification of transformers: leave model= out"):
         load(exported, model=Bag())
-
-
-# --- what is in the way ------------------------------------------------------------------------------------------
-
-
-def test_an_empty_folder_may_be_the_target(trainer: Trainer, tmp_path: Path) -> None:
-    """A folder that is there but empty is filled; parents are made."""
-    (tmp_path / "empty").mkdir()
-    load(trainer.export(tmp_path / "empty", verify="here"))
-    load(trainer.export(str(tmp_path / "deep" / "er"), verify="here"))
-    assert names(tmp_path) == ["deep", "empty"]
-
-
-def test_an_export_is_replaced_only_when_asked(trainer: Trainer, folder: Path) -> None:
-    """What is there stays unless overwrite=True, which the message tells of; then nothing of the old one remains."""
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is there already: choose another folder, or pass overwrite=True to rep"):
-        trainer.export(folder, verify="here")
-    assert (folder / "notes.txt").exists()
-    trainer.export(folder, overwrite=True, verify="here")
-    assert names(folder) == sorted(FILES)
-    assert names(folder.parent) == [folder.name]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("place", ["folder", "file"])
-def test_what_is_no_export_is_never_replaced(trainer: Trainer, place: str, overwrite: bool, tmp_path: Path) -> None:
-    """Neither a folder of the user's own nor a file is deleted, whatever is asked for."""
-    target = tmp_path / "mine"
-    if place == "folder":
-        target.mkdir()
-    mine = target / "thesis.txt" if place == "folder" else target
-    mine.write_text("years of work")
-    with pytest.raises(CheckpointError, match=r"mine is there already: choose another folder$"):
-        trainer.export(target, overwrite=overwrite, verify="here")
-    assert mine.read_text() == "years of work"
-
-
-@pytest.mark.parametrize("place", ["file/model", "/proc/lowft/model"])
-def test_an_export_that_cannot_be_written_says_so(trainer: Trainer, place: str, tmp_path: Path) -> None:
-    """A place where nobody can make a folder is an error with the path."""
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"could not write .*model: .*choose another folder"):
-        trainer.export(tmp_path / place, verify="here")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def _fail(*_: Any, **__: Any) -> None:
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("name", ["os.fsync", "os.rename", "pathlib.Path.write_text", "tokenizers.Tokenizer.save"])
-def test_an_export_that_fails_leaves_what_was_there(
-    name: str, there: bool, trainer: Trainer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However it fails, no half-written folder is left, and an export that was there is as before."""
-    if not there:
-        shutil.rmtree(folder)
-    if name.startswith("tokenizers"):  # compiled, so it is replaced where it is held
-        owner: Any = trainer.tokenizer
-        monkeypatch.setattr(type(owner), "save_pretrained", _fail)
-    else:
-        monkeypatch.setattr(name, _fail)
-    with pytest.raises(CheckpointError, match=r"could not write .*No space left on device"):
-        trainer.export(folder, overwrite=True, verify="here")
-    monkeypatch.undo()
-    assert names(folder.parent) == ([folder.name] if there else [])
-    if there:
-        verify_folder(folder)
-
-
-# --- a model that does not come back as it was -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spoils(Strategy):
-    """Finishes a model so that no file can tell how."""
-
-    how: str = "activation"
-
-    def finish_model(self, model: nn.Module) -> nn.Module:
-        """Spoil it."""
-        bert: Any = model
-        if self.how == "activation":  # not a weight
-            bert.bert.encoder.layer[0].intermediate.intermediate_act_fn = nn.Tanh()
-        elif self.how == "width":  # not what the config says
-            layer = bert.bert.encoder.layer[0]
-            layer.intermediate.dense, layer.output.dense = nn.Linear(32, 16), nn.Linear(16, 32)
-        else:  # fewer blocks than the config says
-            bert.bert.encoder.layer = bert.bert.encoder.layer[:1]
-        return bert  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("activation", "the exported BertForSequenceClassification does not reload to the same logits"),
-        ("width", "the exported BertForSequenceClassification does not load again, so it was not exported: .*intermed"),
-        ("depth", "the exported BertForSequenceClassification does not load again, so it was not exported: .*layer"),
-    ],
-)
-def test_a_model_that_does_not_reload_is_not_exported(how: str, message: str, folder: Path) -> None:
-    """The folder is read again before it appears; a difference is an error, and what was there stays."""
-    trainer = trained(strategies=(Spoils(how),))
-    before = (folder / "model.safetensors").read_bytes()
-    for target in (folder.parent / "new", folder):
-        with pytest.raises(CheckpointError, match=message):
-            trainer.export(target, overwrite=True, verify="here")
-    assert names(folder.parent) == [folder.name]
-    assert (folder / "model.safetensors").read_bytes() == before
 
 
 # --- where it is deployed ---------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from lowft.checkpoint import MANIFEST
 from lowft.errors import CheckpointCorruptError, CheckpointError, LowftError, ModelError
 from lowft.export import load
 from lowft.models import load_model
-from tests.export.test_folder import FILES, TEXTS, Bag, trained
+from tests.export.exports import FILES, TEXTS, trained
+from tests.export.test_folder import Bag
 from tests.forgery import Planter, flip, sign, truncate
 from tests.tiny import tiny_model
 
