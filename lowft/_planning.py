@@ -77,7 +77,7 @@ class _Probe:
         with seeded(loop.config.seed, self.index):
             loop.attached.start_stage(self.index)
         state.stage_steps = steps = loop.planned_steps(state.stage)
-        loop.forward = loop.wrapped()
+        loop.wrap_model()
         loop.attached.train()
         epochs = steps / loop.steps_per_epoch
         evaluations = loop.evaluations

@@ -46,30 +46,12 @@ def train_step(loop: Loop, parts: Sequence[MicroBatch], batches: Iterator[Batch]
 
 def _try_step(loop: Loop, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[str, Any]:
     attached, state, config = loop.attached, loop.attached.state, loop.config
-    assert loop.forward is not None  # noqa: S101 - entered with the stage
-    losses: list[Tensor] = []
-    seen: list[tuple[Batch, Tensor]] = []
     loop.optimizer.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
     pieces = [piece for part, batch in collated for piece in halved(part, batch, loop.kept.halvings)]
-    weights: Sequence[float | None] = [None] * len(pieces)
-    if loop.train_rows.unlabelled:
-        weights = label_weights(pieces, loop.placement)
     with seeded(loop.seed, state.step, loop.placement.rank):
         rate = set_learning_rates_(loop.optimizer, attached, config)
-        for index, (part, piece) in enumerate(pieces):
-            batch, on_cpu = _on_device(loop, piece)
-            with loop.placement.exchange(loop.forward, last=index == len(pieces) - 1):
-                with autocast(loop.kept.precision, loop.placement.device), loop.caches.serving(batch.inputs, on_cpu):
-                    outputs = loop.forward(**batch.inputs)
-                logits, labels = logits_of(outputs).float(), _labels(batch)
-                loss, row_losses = task_loss(
-                    loop.loss_fn, logits, labels, weights[index], attached.row_weights(outputs, batch)
-                )
-                loss = attached.on_loss(loss, outputs, batch)
-                # DDP averages over processes; shares already add up to one over all of them.
-                torch.autograd.backward(loss * (part.share * loop.placement.processes))
-            losses.append(loss.detach() * part.share)
-            seen.append((batch, row_losses))
+        with loop.embedding_gradients.gathered():
+            losses, seen = _backward(loop, pieces)
         norm = _clip(loop)
         total = math.fsum(sum(values) for values in loop.placement.gather([loss.item() for loss in losses]))
         values = {
@@ -87,6 +69,34 @@ def _try_step(loop: Loop, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[
             _skip_or_raise(loop, total, norm, seen)
     loop.record("train", **{name: values[name] for name in ("loss", "learning_rate", "grad_norm")})
     return values
+
+
+def _backward(
+    loop: Loop, pieces: Sequence[tuple[MicroBatch, Batch]]
+) -> tuple[list[Tensor], list[tuple[Batch, Tensor]]]:
+    """Add up the gradients of a step's micro-batches; return their losses, and each with the losses of its rows."""
+    attached, placement = loop.attached, loop.placement
+    assert loop.forward is not None  # noqa: S101 - entered with the stage
+    weights: Sequence[float | None] = [None] * len(pieces)
+    if loop.train_rows.unlabelled:
+        weights = label_weights(pieces, placement)
+    losses: list[Tensor] = []
+    seen: list[tuple[Batch, Tensor]] = []
+    for index, (part, piece) in enumerate(pieces):
+        batch, on_cpu = _on_device(loop, piece)
+        with placement.exchange(loop.forward, last=index == len(pieces) - 1):
+            with autocast(loop.kept.precision, placement.device), loop.caches.serving(batch.inputs, on_cpu):
+                outputs = loop.forward(**batch.inputs)
+            logits, labels = logits_of(outputs).float(), _labels(batch)
+            loss, row_losses = task_loss(
+                loop.loss_fn, logits, labels, weights[index], attached.row_weights(outputs, batch)
+            )
+            loss = attached.on_loss(loss, outputs, batch)
+            # DDP averages over processes; shares already add up to one over all of them.
+            torch.autograd.backward(loss * (part.share * placement.processes))
+        losses.append(loss.detach() * part.share)
+        seen.append((batch, row_losses))
+    return losses, seen
 
 
 def _on_device(loop: Loop, piece: Batch) -> tuple[Batch, dict[str, Tensor]]:

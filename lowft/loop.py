@@ -15,6 +15,7 @@ from lowft._amounts import Amounts
 from lowft._choices import noise_wanted
 from lowft._collapse import begins_again
 from lowft._compiling import compiled
+from lowft._embedding_gradients import EmbeddingGradients
 from lowft._fitting import fit_in_memory_
 from lowft._inference import compute_logits, kept_modes
 from lowft._optimization import make_optimizer
@@ -92,6 +93,7 @@ class Loop(Amounts):
         self.finished = False
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
         self.forward: torch.nn.Module | None = None
+        self.embedding_gradients = EmbeddingGradients(None)
         self.caches = StageCaches(attached, config, placement, train_rows, eval_rows)
         self.peak = PeakMemory(placement.device)
         self.limit = TimeLimit(self)
@@ -114,7 +116,7 @@ class Loop(Amounts):
                     self._start_stage(index)
                 yield from self._run_stage()
                 metrics = self._end_stage()
-                self.forward = None
+                self.forward, self.embedding_gradients = None, EmbeddingGradients(None)
                 again = begins_again(self, metrics)
                 if again:
                     break
@@ -207,14 +209,17 @@ class Loop(Amounts):
 
     def _enter(self) -> None:
         self.attached.state.stage_steps = self.limit.cut_again(self.planned_steps(self.attached.state.stage))
-        self.forward = self.wrapped()
+        self.wrap_model()
 
-    def wrapped(self) -> torch.nn.Module:
-        """Return what is called in training: the model, compiled where that is asked for, one of several processes'."""
+    def wrap_model(self) -> None:
+        """Set what is called in training: the model, compiled where that is asked for, one of several processes'."""
         model = self.attached.model
+        # Neither torch.compile nor DDP takes sparse gradients, and on a GPU zeros cost next to nothing.
+        plain = not self.config.torch_compile and self.placement.processes == 1 and self.placement.device.type == "cpu"
+        self.embedding_gradients = EmbeddingGradients(model if plain else None)
         if self.config.torch_compile:
             model = compiled(model, self.config.torch_compile_backend)
-        return self.placement.wrap(model)
+        self.forward = self.placement.wrap(model)
 
     def _run_stage(self) -> Iterator[StepResult]:
         state = self.attached.state
