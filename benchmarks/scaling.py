@@ -1,6 +1,7 @@
 """How the time of training grows with rows and with length, with frozen layers cached and without.
 
-    python benchmarks/scaling.py [--rows 500 1000 2000 4000] [--tokens 16 32 64 128] [--top 2] [--epochs 3]
+    python benchmarks/scaling.py [--rows 500 1000 2000 4000] [--tokens 16 32 64 128] [--rows-of-each-length 500]
+                                 [--top 2] [--epochs 3]
 
 MiniLM on Rotten Tomatoes, whose sentences are joined and cut to make texts of one length. Both ways take turns at each
 size. A straight line is fitted to the seconds by rows (overhead and seconds a row), a parabola to those by tokens (the
@@ -114,6 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[500, 1000, 2000, 4000])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument(
+        "--rows-of-each-length", type=int, help="rows to try lengths with; the fewest of --rows if left out"
+    )
     parser.add_argument("--top", type=int, default=2, help="highest blocks that train (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=3, help="passes over the rows (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads to compute with (default: %(default)s)")
@@ -121,7 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     describe_machine(options.threads)
     by_rows = sweep(options, [(rows, options.tokens[0]) for rows in options.rows], degree=1)
-    by_tokens = sweep(options, [(options.rows[0], tokens) for tokens in options.tokens], degree=2)
+    rows = options.rows_of_each_length or min(options.rows)
+    by_tokens = sweep(options, [(rows, tokens) for tokens in options.tokens], degree=2)
     draw_plot(options.plot, {"rows": (options.rows, by_rows), "tokens": (options.tokens, by_tokens)})
     print(f"plot: {options.plot}")
 

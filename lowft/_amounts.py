@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lowft._inference import tokens_at_once
 from lowft._stage_caches import Passes
 from lowft.data.epochs import cut_to_tokens, plan_epoch
 
@@ -68,7 +69,7 @@ class Amounts:
     @property
     def eval_tokens(self) -> int | None:
         """Return the tokens that go through the model at once in an evaluation at most; None without a limit."""
-        most = self.config.tokens_per_batch
+        most = tokens_at_once(self.placement.device, self.config.tokens_per_batch)
         return None if most is None else max(1, most >> self.kept.eval_halvings)
 
     @property

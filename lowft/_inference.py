@@ -24,7 +24,31 @@ if TYPE_CHECKING:
 
     Serving = Callable[[dict[str, Tensor], dict[str, Tensor]], AbstractContextManager[Any]]
 
-__all__ = ["autocast", "compute_logits", "evaluation_mode", "kept_modes", "logits_of", "logits_of_rows"]
+__all__ = [
+    "autocast",
+    "compute_logits",
+    "evaluation_mode",
+    "kept_modes",
+    "logits_of",
+    "logits_of_rows",
+    "tokens_at_once",
+]
+
+# What a feed-forward layer gives for more is beyond 32 MB in models of usual widths. Blocks of such a size the system
+# takes back after each use, and to get their pages anew costs a CPU more than larger products save.
+_CPU_TOKENS = 2048
+
+
+def tokens_at_once(device: torch.device, asked: int | None = None) -> int | None:
+    """Return how many tokens should go through a model at once at most, without gradients; None without a limit.
+
+    >>> cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    >>> tokens_at_once(cpu), tokens_at_once(cpu, 512), tokens_at_once(gpu)
+    (2048, 512, None)
+    """
+    if device.type != "cpu":
+        return asked
+    return _CPU_TOKENS if asked is None else min(asked, _CPU_TOKENS)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -80,7 +104,7 @@ def logits_of_rows(
     serving: Serving | None,
 ) -> npt.NDArray[np.float32]:
     """Return the logits, `[indices, outputs]` in float32, of rows that go through the model as one batch."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = _device(model)
     collated = rows.collate(indices.tolist())
     batch = collated.to(device)
     served = contextlib.nullcontext() if serving is None else serving(batch.inputs, collated.inputs)
@@ -107,7 +131,7 @@ def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
         model: The model.
         rows: The rows.
         batch_size: Rows in a batch at most.
-        most_tokens: Tokens in a batch at most, padding included; a longer row goes alone. None sets no limit.
+        most_tokens: Tokens in a batch at most, padding included; a longer row goes alone. None leaves it to lowft.
         precision: "float32" or "bfloat16".
         share: The number of this process, and how many share the work.
         progress: Whether to show a progress bar; None decides by the terminal.
@@ -116,6 +140,7 @@ def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
             layers are handed over.
     """
     rank, processes = share
+    most_tokens = tokens_at_once(_device(model), most_tokens)
     batches = longest_first(rows.lengths, batch_size, most_tokens)  # too large a batch fails at once
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
     shown = progress if len(batches) > 1 else False
@@ -144,3 +169,7 @@ def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
     for indices, logits in found:
         result[indices] = logits
     return result
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -14,13 +14,14 @@ from lowft._probing import Memory, eval_batches, longest_step, run_evaluation, r
 from lowft._randomness import seeded
 from lowft._stage_caches import StageCaches
 from lowft.data.epochs import MicroBatch
-from lowft.models.prefix_filling import ROWS_TOGETHER
+from lowft.models.prefix_filling import ROWS_TOGETHER, filling_batches
 from lowft.planning import PlannedStage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+    import torch
 
     from lowft.config import TrainingConfig
     from lowft.data.batching import TokenizedRows
@@ -99,8 +100,9 @@ class _Probe:
         cached: list[Any] = [(whole, part) for whole, part in sides if any(held is part for held in loop.caches.rows)]
         cache_seconds = note.get("filling_seconds", 0.0)
         if cached:
-            cache_seconds *= sum(_padded(whole) for whole, _ in cached) / sum(
-                _padded(part.lengths) for _, part in cached
+            device = loop.placement.device
+            cache_seconds *= sum(_padded(whole, device) for whole, _ in cached) / sum(
+                _padded(part.lengths, device) for _, part in cached
             )
         self.memory.expect(loop, evaluations)
         seconds = run_steps(loop, rows, chosen)
@@ -165,8 +167,6 @@ def _mean_seconds(tokens: Sequence[int], seconds: Sequence[float], epoch: Sequen
     return float(np.mean(seconds))
 
 
-def _padded(lengths: npt.NDArray[np.int64]) -> int:
+def _padded(lengths: npt.NDArray[np.int64], device: torch.device) -> int:
     """Return the tokens, padding included, that the prefix cache computes."""
-    ordered = np.sort(lengths)[::-1]
-    batches = (ordered[start : start + ROWS_TOGETHER] for start in range(0, len(ordered), ROWS_TOGETHER))
-    return sum(len(batch) * int(batch[0]) for batch in batches)
+    return sum(len(batch) * int(lengths[batch[0]]) for batch in filling_batches(lengths, device))

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowft._inference import autocast, evaluation_mode
+from lowft._inference import autocast, evaluation_mode, tokens_at_once
 from lowft._placement import Placement
 from lowft._progress import progress_bar
+from lowft.data.epochs import longest_first
 from lowft.errors import ModelError
 from lowft.models._prefix import Prefix, catch
 from lowft.models._state_store import StateStore
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from lowft.data.batching import TokenizedRows
     from lowft.models.layers import Layers
 
-__all__ = ["ROWS_TOGETHER", "Filling", "cache_prefix"]
+__all__ = ["ROWS_TOGETHER", "Filling", "cache_prefix", "filling_batches"]
 
-ROWS_TOGETHER = 64  # when a cache is filled
+ROWS_TOGETHER = 64  # at most, when a cache is filled
 _ROWS_EXAMINED = 8
 
 
@@ -115,7 +116,7 @@ def cache_prefix(
         for prefix in prefixes:
             prefix.examine(sample, narrow=settings.narrow)
         names = tuple(sorted(sample))
-        batches = _distinct(rows, names)
+        batches = _distinct(rows, names, device)
         lengths = [length for batch in batches for length in batch.lengths]
 
         def compute(batch: _Batch) -> list[Tensor]:
@@ -143,6 +144,11 @@ def cache_prefix(
     return {cache.blocks: cache for cache in caches}
 
 
+def filling_batches(lengths: npt.NDArray[np.int64], device: torch.device) -> list[npt.NDArray[np.int64]]:
+    """Return the indices of rows of these lengths in the batches in which a cache is filled, the longest first."""
+    return longest_first(lengths, ROWS_TOGETHER, tokens_at_once(device))
+
+
 def _inputs(rows: TokenizedRows, indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
     return rows.collate(indices).to(device).inputs
 
@@ -154,7 +160,7 @@ def _spread(lengths: npt.NDArray[np.int64]) -> list[int]:
     return [int(index) for index in order[places]]
 
 
-def _distinct(rows: Sequence[TokenizedRows], names: tuple[str, ...]) -> list[_Batch]:
+def _distinct(rows: Sequence[TokenizedRows], names: tuple[str, ...], device: torch.device) -> list[_Batch]:
     """Return the rows in batches, longest first, each content once."""
     batches = []
     seen: set[Key] = set()
@@ -167,8 +173,8 @@ def _distinct(rows: Sequence[TokenizedRows], names: tuple[str, ...]) -> list[_Ba
                 if key not in seen:
                     seen.add(key)
                     new.append((index, key))
-        for start in range(0, len(new), ROWS_TOGETHER):
-            part = new[start : start + ROWS_TOGETHER]
+        for places in filling_batches(table.lengths[[index for index, _ in new]], device):
+            part = [new[place] for place in places]
             batches.append(_Batch(table, [index for index, _ in part], [key for _, key in part]))
     return batches
 
