@@ -88,7 +88,8 @@ class TrainingConfig:
             same rows in each optimizer step. None halves them only where memory runs out.
         batch_size: Rows in a micro-batch of one process. An optimizer step sees
             `batch_size × gradient_accumulation_steps × processes` rows.
-        eval_batch_size: Rows in an evaluation batch of one process.
+        eval_batch_size: Rows in an evaluation batch of one process at most; on a CPU such a batch also holds no more
+            than 2,048 tokens, padding included.
         tokens_per_batch: Tokens in a micro-batch or evaluation batch at most, padding included: batches that hold more
             are cut, with the same rows in each optimizer step. Give a large `batch_size` with it, so that short rows go
             together and long ones in small groups. A longer row goes alone; copies that strategies add to a batch come

@@ -43,7 +43,7 @@ class Predictor:
         precision: "float32" or "bfloat16".
         progress: Whether to show a progress bar; None decides by the terminal.
         threads: Threads to compute with; as many as torch uses if None.
-        tokens_per_batch: Tokens in a batch at most, padding included; None sets no limit.
+        tokens_per_batch: Tokens in a batch at most, padding included; None sets no limit but that of 2,048 on a CPU.
 
     >>> from importlib.resources import files
     >>> import lowft

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ROWS_TOGETHER", "Filling", "cache_prefix", "filling_batches"]
 
 ROWS_TOGETHER = 64  # at most, when a cache is filled
-_ROWS_EXAMINED = 8
+_ROWS_EXAMINED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
