@@ -22,8 +22,9 @@ class EmbeddingGradients:
     """Saves training steps the fresh zeros that autograd makes for the gradient of each embedding table.
 
     Half of the weights of a small model are its vocabulary, and the pages of a new table of that size cost a step more
-    time than its whole optimizer. So lookups give sparse gradients during the backward pass, and these are added, in
-    the same order, to a table that is kept from step to step. The optimizer and strategies see dense gradients as ever.
+    time than its whole optimizer. So lookups give sparse gradients during the backward pass, and these are added to a
+    table that is kept from step to step: in the same order, unless a table is looked up several times in a step. The
+    optimizer and strategies see dense gradients as ever.
 
     >>> table = nn.Embedding(20_000, 64)
     >>> gradients = EmbeddingGradients(table)

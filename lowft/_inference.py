@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lowft._memory import is_out_of_memory, release_memory
+from lowft._placement import device_of
 from lowft._progress import progress_bar
 from lowft.data.epochs import longest_first
 from lowft.errors import ModelError
@@ -104,7 +105,7 @@ def logits_of_rows(
     serving: Serving | None,
 ) -> npt.NDArray[np.float32]:
     """Return the logits, `[indices, outputs]` in float32, of rows that go through the model as one batch."""
-    device = _device(model)
+    device = device_of(model)
     collated = rows.collate(indices.tolist())
     batch = collated.to(device)
     served = contextlib.nullcontext() if serving is None else serving(batch.inputs, collated.inputs)
@@ -140,7 +141,7 @@ def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
             layers are handed over.
     """
     rank, processes = share
-    most_tokens = tokens_at_once(_device(model), most_tokens)
+    most_tokens = tokens_at_once(device_of(model), most_tokens)
     batches = longest_first(rows.lengths, batch_size, most_tokens)  # too large a batch fails at once
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
     shown = progress if len(batches) > 1 else False
@@ -169,7 +170,3 @@ def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
     for indices, logits in found:
         result[indices] = logits
     return result
-
-
-def _device(model: torch.nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

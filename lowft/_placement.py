@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-__all__ = ["Placement", "find_placement", "process_share"]
+__all__ = ["Placement", "device_of", "find_placement", "process_share"]
 
 # What `accelerate launch` tells its processes, and of what.
 _DIVIDES = {
@@ -87,6 +87,11 @@ class Placement:
                 del failure  # in a circle with its traceback, it would keep files open that the caller closed
         if told is not None:
             raise CheckpointError(f"the main process failed: {told}")
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Return where a model's parameters are; without any, as the graph of a runtime is, it computes on the CPU."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def process_share() -> tuple[int, int]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from lowft._inference import autocast, evaluation_mode, logits_of
+from lowft._placement import device_of
 from lowft.data.batching import accepted_inputs
 from lowft.errors import ConfigError, DataError
 
@@ -78,7 +79,7 @@ def exact_inputs(predictor: Predictor, rows: Rows, batch_size: int, length: int)
     if not made["input_ids"]:
         raise DataError("no row has a token of its own, so nothing can be timed: give rows with text")
     count = len(made["input_ids"])
-    device = _device(predictor)
+    device = device_of(predictor.model)
     inputs = {
         name: torch.tensor([values[row % count] for row in range(batch_size)]).to(device)
         for name, values in made.items()
@@ -91,7 +92,7 @@ def exact_inputs(predictor: Predictor, rows: Rows, batch_size: int, length: int)
 @torch.no_grad()
 def forward(predictor: Predictor, inputs: Mapping[str, torch.Tensor]) -> None:
     """Compute the logits of a batch, and wait until they are there."""
-    with autocast(predictor.precision, _device(predictor)):
+    with autocast(predictor.precision, device_of(predictor.model)):
         logits_of(predictor.model(**inputs)).float().cpu()
 
 
@@ -236,10 +237,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _device(predictor: Predictor) -> torch.device:
-    return next((parameter.device for parameter in predictor.model.parameters()), torch.device("cpu"))
 
 
 def _draws(turns: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:

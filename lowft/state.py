@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lowft._placement import device_of
 from lowft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,8 +116,7 @@ class State:
         self.stage_step = values["stage_step"]
         self.epoch = values["epoch"]
         self.stage_is_ended = values.get("stage_is_ended", False)  # checkpoints of before do not say
-        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
-        self.memory = _put_tensors(values["memory"], tensors, device)
+        self.memory = _put_tensors(values["memory"], tensors, device_of(self.model))
 
 
 def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lowft._building import build_run
 from lowft._choices import run_identity
-from lowft._progress import progress_bar
+from lowft._driving import drive
 from lowft._run_folder import RunFolder
 from lowft._run_words import describe_run
 from lowft._settings import check_choice, check_real
-from lowft._signals import StopRequest
 from lowft._suggesting import make_plan
 from lowft._tf32 import products_in_tf32
 from lowft.checkpoint import Checkpoints, commit_folder
@@ -23,11 +21,9 @@ from lowft.export.folder import Format
 from lowft.export.verification import Verify
 from lowft.export.writing import Export, check_free, choose_precision
 from lowft.predictor import Predictor
-from lowft.results import StepResult
 
 if TYPE_CHECKING:
-    import signal
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     import numpy.typing as npt
     import torch
@@ -36,11 +32,10 @@ if TYPE_CHECKING:
     from lowft.history import History
     from lowft.losses import Loss
     from lowft.planning import Plan
+    from lowft.results import StepResult
     from lowft.strategy import Strategy
 
 __all__ = ["Trainer"]
-
-_logger = logging.getLogger("lowft")
 
 
 class Trainer:
@@ -186,30 +181,10 @@ class Trainer:
             NonFiniteError: A loss or gradient became NaN or infinite.
             TrainingError: The run has ended already.
         """
-        shown = self.config.progress if self._placement.is_main else False
-        bar, stage = progress_bar(None, "", shown=False), ""
-        with StopRequest() as stop:
-            try:
-                for result in self.steps(resume_from_checkpoint=resume_from_checkpoint, strict=strict):
-                    state = self._loop.attached.state
-                    if result.stage != stage or state.stage_step == 1:
-                        bar.close()
-                        stage = result.stage
-                        done, total = state.stage_step - 1, state.stage_steps
-                        bar = progress_bar(None, stage, shown=shown, total=total, initial=done)
-                    bar.set_postfix(self._postfix(result), refresh=False)
-                    bar.update()
-                    asked = [number for number in self._placement.gather(stop.received) if number is not None]
-                    if asked:
-                        stop.received = max(asked)  # every process ends in the same way
-                        self._stop_here(stop.received)
-                        break
-            finally:
-                bar.close()
-        stop.pass_on()
+        drive(self.steps(resume_from_checkpoint=resume_from_checkpoint, strict=strict), self._loop, self._folder)
         return self.history
 
-    def steps(self, *, resume_from_checkpoint: bool | str | Path = False, strict: bool = True) -> Iterator[StepResult]:
+    def steps(self, *, resume_from_checkpoint: bool | str | Path = False, strict: bool = True) -> Generator[StepResult]:
         """Train, and hand back control after each optimizer step, so that your own code can log, look or stop.
 
         Leaving the loop early is fine: a further call goes on from there. `fit` is a loop over this.
@@ -388,17 +363,6 @@ class Trainer:
             precision=self._loop.kept.precision,
             progress=self.config.progress,
         )
-
-    def _stop_here(self, number: signal.Signals) -> None:
-        step = self._loop.attached.state.step
-        saved = f"; saved {self._folder.save_once()}" if self._folder is not None else ""
-        _logger.warning("stopped by %s after step %d%s", number.name, step, saved)
-
-    def _postfix(self, result: StepResult) -> dict[str, str]:
-        name = self._loop.best_metric[0]
-        shown = {"loss": f"{result.loss:.3f}"}
-        best = self._loop.kept.best_value
-        return shown if best is None else {**shown, f"best {name}": f"{best:.4f}"}
 
     def _identity(self) -> dict[str, Any]:
         return run_identity(self._recipe, self.config, self._parts, self._loop, self._placement)

@@ -161,7 +161,7 @@ def test_an_export_ends_the_run(tmp_path: Path) -> None:
     """A model that was made ready for use is not trained on by accident."""
     trainer = tiny_trainer(strategies=[PartialFreeze(top=1)])
     next(steps := trainer.steps())
-    steps.close()  # type: ignore[attr-defined] # a generator
+    steps.close()
     trainer.export(tmp_path / "exported", verify="here")
     assert trainer.finished
     with pytest.raises(TrainingError, match="has ended"):
