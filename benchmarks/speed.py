@@ -1,7 +1,7 @@
 """How long training takes, how well it goes and how much memory it needs: lowft beside what people use.
 
     python benchmarks/speed.py [--tasks full top2 head staged] [--rows 7000] [--test 1000] [--seeds 3] [--threads 2]
-                               [--data rotten_tomatoes] [--tokens 256]
+                               [--data rotten_tomatoes] [--tokens 256] [--float32]
 
 MiniLM on Rotten Tomatoes, or on the reviews of IMDB, cut after --tokens. For each seed all sides of a task train on the
 same rows, in turn, each in a process of its own, and are tested once on rows that none has seen. The tasks:
@@ -22,7 +22,7 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
@@ -48,6 +48,9 @@ _PARSER.add_argument(
 )
 _PARSER.add_argument("--threads", type=int, default=2, help="threads to compute with (default: %(default)s)")
 _PARSER.add_argument("--without", nargs="+", default=[], help="sides to leave out, such as lightning")
+_PARSER.add_argument(
+    "--float32", action="store_true", help="no side in bfloat16, where a machine is slow in it: tuned is grouped alone"
+)
 _PARSER.add_argument("--side", help=argparse.SUPPRESS)
 _PARSER.add_argument("--work", type=json.loads, help=argparse.SUPPRESS)
 
@@ -124,6 +127,8 @@ def compare(task: str, epochs: int, options: argparse.Namespace) -> None:
     """Run all sides of a task for each seed, and print every figure and the ratios."""
     top, _, listed = TASKS[task]
     sides = [side for side in listed if side.library not in options.without]
+    if options.float32:
+        sides = [replace(side, bfloat16=False) for side in sides if side is not OURS_BF16]
     print(
         f"== {task}: {epochs} epochs of {options.rows:,} rows of {options.data}, peak rate {_RATES[task]:g}", flush=True
     )

@@ -4,15 +4,17 @@
 
 MiniLM makes steps on texts of one length with lowft's Trainer. torch's profiler says which share of the time is spent
 in matrix products; torch's counter says how many operations these are. The machine's rate is measured between the
-steps, on products of the shape that a feed-forward layer of this batch has.
+steps, on products of the shape that a feed-forward layer of this batch has. Every second step is made with torch's own
+dropout, to compare.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from _common import describe_machine, minilm
@@ -21,6 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import lowft
+from lowft import _dropout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "scaled_dot_product", "mkldnn_linear", "sgemm")
 _WARM_UP = 3
@@ -38,6 +44,23 @@ def machine_rate(rows: int, precision: str, turns: int = 5) -> float:
     return 2 * rows * 384 * 1536 / min(times)
 
 
+def seconds_of(steps: Iterator[Any]) -> float:
+    """Make a step, and return how long it took."""
+    started = time.perf_counter()
+    next(steps)
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def torchs_dropout() -> Iterator[None]:
+    """Let lowft drop values as torch does."""
+    own, _dropout._OWN = _dropout._OWN, _dropout._TORCHS  # noqa: SLF001 - what is compared
+    try:
+        yield
+    finally:
+        _dropout._OWN = own  # noqa: SLF001
+
+
 def main() -> None:
     """Make the steps, and print the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,7 +72,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads to compute with (default: %(default)s)")
     options = parser.parse_args()
     describe_machine(options.threads)
-    total = 3 * options.steps + _WARM_UP + 2
+    total = 4 * options.steps + _WARM_UP + 2
     config = lowft.TrainingConfig(
         max_steps=total, batch_size=options.batch, max_length=options.tokens, precision=options.precision,
         device="cpu", progress=False,
@@ -59,11 +82,11 @@ def main() -> None:
     steps = lowft.Trainer(minilm(), rows, strategies=strategies, config=config).steps()
     for _ in range(_WARM_UP):
         next(steps)
-    times, rates = [], []
+    times, torch_times, rates = [], [], []
     for _ in range(options.steps):
-        started = time.perf_counter()
-        next(steps)
-        times.append(time.perf_counter() - started)
+        times.append(seconds_of(steps))
+        with torchs_dropout():
+            torch_times.append(seconds_of(steps))
         rates.append(machine_rate(options.batch * options.tokens, options.precision))
     counter: Any = FlopCounterMode(display=False)
     with counter:
@@ -77,6 +100,9 @@ def main() -> None:
     seconds, operations, rate = median(times), counter.get_total_flops(), max(rates)
     share = products / whole
     print(f"a step: {1000 * seconds:.1f} ms, {options.batch / seconds:.0f} rows/s, {operations / 1e9:.2f} G operations")
+    print(
+        f"with torch's own dropout: {1000 * median(torch_times):.1f} ms, {median(torch_times) / seconds:.2f} times that"
+    )
     print(f"matrix products: {share:.1%} of the profiled time")
     print(f"the machine's rate: {rate / 1e9:.1f} G operations a second (median {median(rates) / 1e9:.1f})")
     print(f"the step's rate: {operations / seconds / 1e9:.1f}, {operations / seconds / rate:.1%} of the machine's")

@@ -50,7 +50,7 @@ def _try_step(loop: Loop, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[
     pieces = [piece for part, batch in collated for piece in halved(part, batch, loop.kept.halvings)]
     with seeded(loop.seed, state.step, loop.placement.rank):
         rate = set_learning_rates_(loop.optimizer, attached, config)
-        with loop.embedding_gradients.gathered():
+        with loop.embedding_gradients.gathered(), loop.dropout():
             losses, seen = _backward(loop, pieces)
         norm = _clip(loop)
         total = math.fsum(sum(values) for values in loop.placement.gather([loss.item() for loss in losses]))

@@ -15,6 +15,7 @@ from lowft._amounts import Amounts
 from lowft._choices import noise_wanted
 from lowft._collapse import begins_again
 from lowft._compiling import compiled
+from lowft._dropout import fast_dropout
 from lowft._embedding_gradients import EmbeddingGradients
 from lowft._fitting import fit_in_memory_
 from lowft._inference import compute_logits, kept_modes
@@ -94,6 +95,8 @@ class Loop(Amounts):
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
         self.forward: torch.nn.Module | None = None
         self.embedding_gradients = EmbeddingGradients(None)
+        cheaper = placement.device.type == "cpu" and not config.torch_compile  # which would trace lowft's own
+        self.dropout = fast_dropout if cheaper else contextlib.nullcontext
         self.caches = StageCaches(attached, config, placement, train_rows, eval_rows)
         self.peak = PeakMemory(placement.device)
         self.limit = TimeLimit(self)

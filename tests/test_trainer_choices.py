@@ -14,7 +14,7 @@ from lowft.errors import ConfigError
 from lowft.losses import cross_entropy
 from lowft.strategies import LayerwiseUnfreeze, Unfreeze
 from lowft.trainer import Trainer
-from tests.runs import tiny_trainer, train_records, weights
+from tests.runs import NO_DROPOUT, tiny_trainer, train_records, weights
 from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same
 from tests.tiny import tiny_model
@@ -77,7 +77,11 @@ def test_the_last_weights_are_returned_when_asked() -> None:
 @pytest.mark.parametrize("name", ["loss", "eval_loss", "accuracy", "eval_accuracy", "macro_f1"])
 def test_a_known_metric_knows_which_way_it_is_better(name: str) -> None:
     """The kept weights are those of the least loss, or of the greatest accuracy, with or without the prefix."""
-    trainer = tiny_trainer(metric_for_best_model=name, eval_steps=1, learning_rate=0.02)
+    rows = tiny_rows(40)
+    trainer = tiny_trainer(
+        model=tiny_model("bert", **NO_DROPOUT), train_dataset=rows, eval_dataset=rows,
+        epochs=8, eval_steps=20, metric_for_best_model=name,
+    )  # fmt: skip
     seen = at_evaluations(trainer)
     values = [record[f"eval_{name.removeprefix('eval_')}"] for record in trainer.history.filter("evaluate")]
     best = values.index(min(values) if "loss" in name else max(values))

@@ -27,6 +27,7 @@ from lowft.strategies import (
     SelfTraining,
     Unfreeze,
 )
+from lowft.strategy import Strategy
 from lowft.trainer import Trainer
 from tests.runs import NUMBERED, tiny_trainer, train_records, weights
 from tests.strategy_cases import tiny_rows
@@ -55,14 +56,21 @@ def test_the_probe_alone_changes_nothing_but_the_head() -> None:
 
 
 def test_fine_tuning_begins_where_the_probe_ended() -> None:
-    """The first step's loss is that of a fitted head; the head is set once, not at each stage."""
+    """At a rate that moves nothing, the head stays the fitted one; it is set once, not at each stage."""
     stages = LayerwiseUnfreeze((Unfreeze(top=0, epochs=1), Unfreeze(top=1, epochs=1)))
-    plain = tiny_trainer(strategies=[PooledHead(), stages])
-    probed = tiny_trainer(strategies=[PooledHead(), stages, Probe(strengths=(100.0,))])
-    plain.fit()
-    probed.fit()
-    assert train_records(probed, "loss")[0] < train_records(plain, "loss")[0] / 2
-    assert sum("output layer" in note for note in notes(probed)) == 1
+
+    def trained(*strategies: Strategy) -> Trainer:
+        trainer = tiny_trainer(strategies=[PooledHead(), *strategies], learning_rate=1e-9)
+        trainer.fit()
+        return trainer
+
+    def head(trainer: Trainer) -> torch.Tensor:
+        return weights(trainer)[f"{find_output_layer(trainer.model)}.weight"]
+
+    tuned, fitted = trained(stages, Probe(strengths=(100.0,))), trained(Probe(strengths=(100.0,), fine_tune=False))
+    torch.testing.assert_close(head(tuned), head(fitted), atol=1e-6, rtol=0)
+    assert (head(trained(stages)) - head(fitted)).abs().max() > 0.1
+    assert sum("output layer" in note for note in notes(tuned)) == 1
 
 
 def test_only_labelled_rows_are_read() -> None:
