@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +13,17 @@ from lowft.checkpoint import load_tensors_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lowft.data.batching import TokenizedRows
+    import numpy.typing as npt
+
     from lowft.loop import Loop
 
 __all__ = ["begins_again"]
 
 _logger = logging.getLogger("lowft")
 
-_ROWS = 256  # training rows that are looked at where there are no validation rows
+# Training rows that are looked at where there are no validation rows: few at first, which most trainings pass by far.
+_ROWS = (64, 256)
+_BY_FAR = 3.0  # standard errors of a guess
 
 
 def begins_again(loop: Loop, metrics: Mapping[str, float]) -> bool:
@@ -73,27 +77,35 @@ def _collapse_in_words(loop: Loop, metrics: Mapping[str, float]) -> str:
     labels: Any = loop.train_rows.labels
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         return ""  # several labels a row, or a number
-    rows, kind = (loop.eval_rows, "validation") if loop.eval_rows is not None else (_some(loop.train_rows), "training")
-    labels = rows.labels
-    most = int(np.bincount(labels).max())
-    if most == len(rows) or (loop.eval_rows is not None and "accuracy" not in metrics):
+    if loop.eval_rows is None:
+        kind = "training"
+        right, labels = _training_rows_answered(loop)
+    elif "accuracy" in metrics:
+        kind, labels = "validation", loop.eval_rows.labels
+        right = round(metrics["accuracy"] * len(labels))
+    else:
         return ""
-    right = round(metrics["accuracy"] * len(rows)) if loop.eval_rows is not None else _count_right(loop, rows)
-    if right > most:
+    most = _most_frequent(labels)
+    if most == len(labels) or right > most:
         return ""
     return (
-        f"the training has collapsed: {right:,} of {len(rows):,} {kind} rows are answered rightly, and always "
+        f"the training has collapsed: {right:,} of {len(labels):,} {kind} rows are answered rightly, and always "
         f"answering the most frequent class gets {most:,} right"
     )
 
 
-def _some(rows: TokenizedRows) -> TokenizedRows:
-    """Return labelled rows, enough to tell and not so many that it takes long."""
-    known = rows.labelled
-    if len(known) > _ROWS:
-        known = np.random.default_rng(0).choice(known, _ROWS, replace=False)
-    return rows.select(known.tolist())
+def _training_rows_answered(loop: Loop) -> tuple[int, npt.NDArray[np.int64]]:
+    """Return how many of some labelled training rows are answered rightly, and the labels of these rows."""
+    order = np.random.default_rng(0).permutation(loop.train_rows.labelled)
+    for count in sorted({min(count, len(order)) for count in _ROWS}):
+        rows = loop.train_rows.select(order[:count].tolist())
+        labels: Any = rows.labels
+        right = int((loop.logits(rows, progress=False).argmax(1) == labels).sum())
+        if right - _most_frequent(labels) > _BY_FAR * math.sqrt(count) / 2:
+            break
+    return right, labels
 
 
-def _count_right(loop: Loop, rows: TokenizedRows) -> int:
-    return int((loop.logits(rows, progress=False).argmax(1) == rows.labels).sum())
+def _most_frequent(labels: npt.NDArray[np.int64]) -> int:
+    """Return how many rows have the most frequent class."""
+    return int(np.bincount(labels).max())

@@ -122,15 +122,18 @@ class StageCaches:
             count["asked"] = count.get("asked", 0) + len(next(iter(inputs.values())))
             yield
 
-    def leave(self) -> dict[str, Any] | None:
-        """End the current stage, and return a note of what the cache brought; None where there was none."""
-        count = self.attached.state.memory.pop(_MEMORY, None)
-        self._now = None
-        counts = self.placement.gather(count)[0]
+    def hits(self) -> dict[str, Any] | None:
+        """Return a note of what the cache has brought in the current stage; None where there was none."""
+        counts = self.placement.gather(self.attached.state.memory.pop(_MEMORY, None))[0]
         if not counts:
             return None
         share = counts["served"] / counts["asked"]
         return {"message": f"{share:.1%} of the rows came from the cache of frozen layers", "hit_rate": share}
+
+    def leave(self) -> None:
+        """End the current stage."""
+        self.attached.state.memory.pop(_MEMORY, None)  # of what was looked at since the steps ended
+        self._now = None
 
     def close(self) -> None:
         """Give back memory and disk."""

@@ -121,6 +121,7 @@ class Loop(Amounts):
                 metrics = self._end_stage()
                 self.forward, self.embedding_gradients = None, EmbeddingGradients(None)
                 again = begins_again(self, metrics)
+                self.caches.leave()
                 if again:
                     break
         self.finish()
@@ -308,7 +309,7 @@ class Loop(Amounts):
 
     def _end_stage(self) -> dict[str, float]:
         """Return to the best weights, ask the gates, undo the stage if they say so; return what the weights bring."""
-        note = self.caches.leave()
+        note = self.caches.hits()
         if note is not None:
             self.record("note", **note)
         metrics = self.kept.last_metrics

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lowft.errors import ConfigError
+from lowft.loop import Loop
 from lowft.state import State
 from lowft.strategies import Augment, LayerwiseUnfreeze, Quantize, Unfreeze
 from lowft.strategy import Strategy
@@ -123,10 +124,28 @@ def test_without_validation_rows_training_rows_tell(unlabeled: Any, monkeypatch:
     trainer = run(**values)
     trainer.fit()
     assert "12 of 24 training rows are answered rightly" in told(trainer)[0]
-    monkeypatch.setattr("lowft._collapse._ROWS", 10)
+    monkeypatch.setattr("lowft._collapse._ROWS", (5, 10))
     trainer = run(**values)
     trainer.fit()
     assert " of 10 training rows" in told(trainer)[0]
+
+
+@pytest.mark.parametrize(("values", "expected"), [(LEARNS, [20]), (STUCK, [20, 24])])
+def test_more_rows_are_looked_at_only_where_a_few_leave_a_doubt(
+    values: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most trainings are far above one class on the first rows."""
+    looked_at: list[int] = []
+    plain = Loop.logits
+
+    def counted(self: Loop, rows: Any, **options: Any) -> Any:
+        looked_at.append(len(rows))
+        return plain(self, rows, **options)
+
+    monkeypatch.setattr(Loop, "logits", counted)
+    monkeypatch.setattr("lowft._collapse._ROWS", (20, 99))
+    run(**(values | {"eval_dataset": None})).fit()
+    assert looked_at == expected
 
 
 @pytest.mark.parametrize(
