@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 
-import lowft
 from lowft.loop import Loop
 from lowft.trainer import Trainer
 
@@ -40,10 +39,9 @@ def test_there_are_pages() -> None:
 def _short_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """End each stage of training after a few steps: what a page shows was printed by `docs/run_pages.py`, in full.
 
-    What it exports is loaded again in this process: in fresh ones, other tests do. Speeds are measured on five calls.
+    What it exports is loaded again in this process: in fresh ones, other tests do.
     """
-    planned, report = Loop.planned_steps, lowft.deployment_report
-    monkeypatch.setattr(lowft, "deployment_report", lambda *them, **options: report(*them, **options | {"repeats": 5}))
+    planned = Loop.planned_steps
     monkeypatch.setattr(Loop, "planned_steps", lambda loop, stage: min(_STEPS, planned(loop, stage)))
     monkeypatch.setitem(Trainer.export.__kwdefaults__ or {}, "verify", "here")
 
