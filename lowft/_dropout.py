@@ -33,8 +33,9 @@ def fast_dropout() -> Iterator[None]:
 
     The method is the same (Srivastava et al. 2014): each value is dropped with probability `p`, to the nearest 1 in
     65,536, and what stays is scaled up by just that. Random numbers come from torch's default generator, but they are
-    others than torch would draw. torch spends 64 random bits on a value, keeps masks in the precision of the values,
-    and computes attention with dropout in float32 whatever it is given, with three copies of all weights.
+    others than torch would draw. torch spends 64 random bits on a value unless the CPU is Intel's (where it has MKL's
+    generator), keeps masks in the precision of the values, and computes attention with dropout in float32 whatever it
+    is given, with three copies of all weights.
 
     Left to torch is what is not on a CPU, drops nothing, has more heads for queries than for keys, or attends to
     nothing at all.
@@ -96,7 +97,7 @@ def _attention(
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=states[0].dtype).masked_fill_(~mask, -math.inf)
-    if not _alike(*states) or not _attend(states, mask):
+    if not _alike(*states) or not _can_attend(states, mask):
         return as_torch()
     given, computed = states[0].dtype, _computed_in(states[0].dtype)
     if mask is not None:
@@ -126,7 +127,7 @@ def _alike(*tensors: Tensor) -> bool:
     return first.is_floating_point and all(each.device.type == "cpu" and each.dtype == first for each in tensors)
 
 
-def _attend(states: Sequence[Tensor], mask: Tensor | None) -> bool:
+def _can_attend(states: Sequence[Tensor], mask: Tensor | None) -> bool:
     """Tell whether states, `[batch, heads, tokens, width]`, have as many of each, and each query a key to attend to."""
     query, key, value = states
     return (

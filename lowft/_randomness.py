@@ -30,7 +30,7 @@ def seeded(*numbers: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
-        # torch.manual_seed reaches every accelerator, and takes half a millisecond where there is none.
+        # torch.manual_seed writes down the whole call stack for each kind of accelerator that is not there.
         seed_torch = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
         seed_torch(seed)
         try:
