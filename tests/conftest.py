@@ -66,6 +66,14 @@ def _package_folder(name: str) -> Path:
     return Path(spec.origin).parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """Let this process leave it to the system when a file reaches the disk: only a power cut could tell."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
     """Give every test the same global random numbers, whatever ran before it."""

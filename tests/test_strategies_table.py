@@ -97,7 +97,19 @@ def final_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", ALLOWED)
+def in_one_order() -> list[str]:
+    """Return the cases, but of pairs that are allowed in both orders, and so have the same stages, only one."""
+    seen: set[frozenset[str]] = set()
+    names = []
+    for name in ALLOWED:
+        parts = name.split(" + ")
+        if len(parts) != 2 or frozenset(parts) not in seen:
+            names.append(name)
+        seen.add(frozenset(parts))
+    return names
+
+
+@pytest.mark.parametrize("name", in_one_order())
 def test_resume_is_bit_identical(name: str, tmp_path: Path) -> None:
     """A run stopped and resumed in a new Trainer ends as one that was never stopped: each strategy after any step."""
     if name == "none" or name in STRATEGIES:
@@ -212,7 +224,7 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found: dict[str, Any] = {}
     cases = [(name, "bert") for name in ALLOWED] + [("unfreeze", arch) for arch in OTHERS]
     for index, (name, arch) in enumerate(cases):
-        trainer = make_trainer(None, ALLOWED[name], arch)
+        trainer = make_trainer(None, ALLOWED[name], arch, epochs=1)
         trainer.fit()
         try:
             trainer.export(root / str(index), max_drop=None, verify="here")
