@@ -12,6 +12,7 @@ import torch
 
 from lowft._alignment import align_
 from lowft._inference import evaluation_mode, logits_of
+from lowft._placement import device_of
 from lowft.compress.quantization import scheme_of
 from lowft.data.batching import TokenizedRows, accepted_inputs
 from lowft.data.labels import Labels
@@ -234,7 +235,7 @@ def choose_max_length(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase
 
 def _check_outputs(model: torch.nn.Module, rows: TokenizedRows, labels: Labels) -> None:
     """Try one row, so that a model without a fitting head is found before training."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     with evaluation_mode(model), torch.no_grad():
         outputs = logits_of(model(**rows.collate([0]).to(device).inputs)).shape[1]
     if outputs != labels.num_labels:

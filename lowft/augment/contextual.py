@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowft._inference import evaluation_mode
+from lowft._placement import device_of
 from lowft._progress import progress_bar
 from lowft._settings import check_flag, check_real, check_whole
 from lowft.augment._choosing import Option, check_choosing, find_options, replace_words
@@ -178,7 +179,7 @@ class _Asked:
                 places.append(masks[number])
         found: list[tuple[str, ...]] = [()] * len(spans)
         if asked:
-            device = next(self.model.parameters()).device
+            device = device_of(self.model)
             inputs = {name: tensor[asked].to(device) for name, tensor in encoded.items()}
             likely = self.tokens.probabilities(self._logits(inputs, places)).cpu()
             for row, values in zip(asked, likely, strict=True):

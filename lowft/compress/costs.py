@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lowft._inference import evaluation_mode
+from lowft._placement import device_of
 from lowft._settings import check_whole
 from lowft.compress.linear import out_first
 from lowft.compress.parts import Part
@@ -57,7 +58,7 @@ def _flops(model: nn.Module, tokens: int) -> dict[str, dict[Any, int]]:
     counter = FlopCounterMode(display=False, custom_mapping={fused: _attention_flops})
     try:
         with evaluation_mode(model), torch.no_grad(), counter:
-            run_once(model, next(model.parameters()).device, tokens=tokens)
+            run_once(model, device_of(model), tokens=tokens)
     except Exception as error:  # a model may refuse made-up input in any way
         raise ModelError(
             f"the operations of this {type(model).__name__} cannot be counted: it cannot be run on a made-up text of "
@@ -114,7 +115,7 @@ class Seconds:
     @torch.no_grad()
     def of(self, model: nn.Module) -> float:
         """Return the seconds of one forward pass."""
-        device = next(model.parameters()).device
+        device = device_of(model)
         started = time.perf_counter()
         run_once(model, device, rows=self.shape[0], tokens=self.shape[1])
         if device.type == "cuda":

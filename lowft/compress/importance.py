@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowft._inference import evaluation_mode
+from lowft._placement import device_of
 from lowft.compress.parts import Part, magnitudes
 from lowft.errors import ConfigError, ModelError
 
@@ -66,7 +67,7 @@ def gate_gradients(model: Any, parts: Sequence[Part], batches: Iterable[Mapping[
     for batch in batches:
         count += 1
         rows = len(next(iter(batch.values())))
-        device = next(model.parameters()).device
+        device = device_of(model)
         gates = [torch.ones(rows, part.units, device=device, requires_grad=True) for part in parts]
         with contextlib.ExitStack() as stack, evaluation_mode(model), torch.enable_grad():
             for part, gate in zip(parts, gates, strict=True):

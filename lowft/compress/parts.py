@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lowft._placement import device_of
 from lowft.compress.linear import in_and_out, keep_inputs_, keep_outputs_, out_first
 
 __all__ = [
@@ -95,7 +96,7 @@ def add_gates_(model: nn.Module, parts: Iterable[Part]) -> None:
     for part in parts:
         for site in part.sites:
             reads = model.get_submodule(site.reads)
-            device = next(reads.parameters()).device
+            device = device_of(reads)
             reads.register_buffer(GATE, torch.ones(part.units * part.size, device=device))
             reads.register_forward_pre_hook(_apply_gate)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lowft._alignment import align_
+from lowft._placement import device_of
 from lowft._settings import check_choice, check_whole
 from lowft.errors import ConfigError, ModelError
 from lowft.models.layers import find_layers
@@ -73,7 +74,7 @@ def make_student(
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced: the caller's stream goes on unmoved
         student: Any = type(teacher)(config)
     student.load_state_dict(_weights(teacher, student, stacks, kept), strict=True)
-    student.to(next(teacher.parameters()).device).train(teacher.training)
+    student.to(device_of(teacher)).train(teacher.training)
     align_(student)
     made: PreTrainedModel = student
     return made

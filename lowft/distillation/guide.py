@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowft._placement import process_share
+from lowft._placement import device_of, process_share
 from lowft.checkpoint import load_tensors_, model_tensors
 from lowft.compress.quantized_layers import unrounded_copy
 from lowft.distillation.cache import AnswerCache
@@ -69,7 +69,7 @@ class Guide:
             return
         count = len(compared.student.states)
         projections = Projections(compared.student.widths[:count], compared.teacher.widths[:count])
-        device = next(model.parameters()).device
+        device = device_of(model)
         setattr(model, PROJECTIONS, projections.to(device))
         if process_share()[1] > 1:
             self.handles.append(projections.show_to(model))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowft._inference import evaluation_mode, logits_of
+from lowft._placement import device_of
 from lowft.distillation.answers import Answers
 from lowft.distillation.cache import AnswerCache, Entry, key_of
 from lowft.distillation.capture import Capture
@@ -61,7 +62,7 @@ class TokenTeacher:
         self._order = order
         self.cache = cache
         self._answers = Answers()
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
 
     @torch.no_grad()
     def read(self, batch: Batch, memory: dict[str, Any], most: int) -> tuple[Tensor, list[Tensor]]:

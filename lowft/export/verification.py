@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lowft._fresh import ProcessError, run_fresh
+from lowft._placement import device_of
 from lowft.checkpoint import model_tensors, read_tensors
 from lowft.errors import CheckpointError, LowftError
 from lowft.export.folder import read_folder
@@ -61,7 +62,7 @@ def verify_export(
         return
     texts = {"text": list(sample.texts)} | ({"text_pair": list(sample.pairs)} if sample.pairs is not None else {})
     expected = predictor.predict_logits(texts)
-    device = next(predictor.model.parameters()).device if runtime == "safetensors" else torch.device("cpu")
+    device = device_of(predictor.model) if runtime == "safetensors" else torch.device("cpu")
     settings = {
         "device": str(device), "batch_size": predictor.batch_size, "precision": predictor.precision,
         "threads": torch.get_num_threads(),

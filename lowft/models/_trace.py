@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 
+from lowft._placement import device_of
+
 __all__ = ["Trace", "run_once", "used_by_others"]
 
 
@@ -136,7 +138,7 @@ def used_by_others(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[st
 def _watched_run(model: nn.Module, watch: TorchDispatchMode) -> None:
     """Run a model once while each tensor operation is watched; its modes and the random state stay as they are."""
     modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
+    device = device_of(model)
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     try:
         model.eval()

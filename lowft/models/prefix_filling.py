@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowft._inference import autocast, evaluation_mode, tokens_at_once
-from lowft._placement import Placement
+from lowft._placement import Placement, device_of
 from lowft._progress import progress_bar
 from lowft.data.epochs import longest_first
 from lowft.errors import ModelError
@@ -104,7 +104,7 @@ def cache_prefix(
                 "it. Set tokenizer.padding_side = 'right'"
             )
     settings = settings or Filling()
-    device = next(model.parameters()).device
+    device = device_of(model)
     prefixes = [Prefix(model, layers, number) for number in blocks]
     with evaluation_mode(model), torch.no_grad():
         sample = _inputs(rows[0], _spread(rows[0].lengths), device)

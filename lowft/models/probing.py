@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lowft._inference import evaluation_mode
+from lowft._placement import device_of
 from lowft._settings import check_real, check_whole
 from lowft.errors import ConfigError, DataError, ModelError
 from lowft.models.layers import within
@@ -196,7 +197,7 @@ def _read(model: nn.Module, name: str, batches: Iterable[Batch]) -> tuple[Array,
     """Return what the output layer reads of each labelled row, and the labels."""
     seen: list[Tensor] = []
     hook = model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    device = next(model.parameters()).device
+    device = device_of(model)
     features, labels = [], []
     try:
         with evaluation_mode(model):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from lowft._inference import logits_of
+from lowft._placement import device_of
 from lowft._settings import check_real, check_whole
 from lowft.checkpoint import model_tensors
 from lowft.distillation.capture import check_layers
@@ -162,7 +163,7 @@ class Distill(Strategy):
                 "Distill compares the teacher's classes with the student's by name, and this model has no "
                 "config.id2label that would tell them: use a transformers model with a classification head"
             )
-        device = next(model.parameters()).device
+        device = device_of(model)
         classes = [names[output] for output in sorted(names)]
         guide = Guide()
         if self.teacher == _SELF:
