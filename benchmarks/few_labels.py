@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import random
 import tempfile
+from functools import partial
 from typing import Any, Literal
 
 from _common import LABELS, describe_machine, minilm, reviews
@@ -36,9 +37,9 @@ def main() -> None:
     options = parser.parse_args()
     describe_machine(options.threads)
     missing = [name for name in ("setfit", "sentence_transformers") if importlib.util.find_spec(name) is None]
-    if "setfit" in options.arms and missing:
+    if missing and any(name.startswith("setfit") for name in options.arms):
         print(f"SetFit is left out: {' and '.join(missing)} not installed (pip install setfit)\n")
-        options.arms.remove("setfit")
+        options.arms = [name for name in options.arms if not name.startswith("setfit")]
 
     data = reviews(options.data)
     order = random.Random(0).sample(range(len(data)), len(data))
@@ -55,14 +56,21 @@ def main() -> None:
                                  first_draw=options.first_draw, on_run=show))  # fmt: skip
 
 
-def _arm(strategies: list[lowft.Strategy] | Literal["auto"], *, unlabeled: bool = False, **settings: Any) -> Any:
-    """Return what makes an arm of lowft from strategies and settings, perhaps with rows without labels."""
+def _arm(
+    strategies: list[lowft.Strategy] | Literal["auto"],
+    *,
+    unlabeled: bool = False,
+    class_names: bool = False,
+    **settings: Any,
+) -> Any:
+    """Return what makes an arm of lowft, perhaps with rows without labels, or with those for class names."""
 
     def make(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:
         def train(rows: lowft.Rows, seed: int) -> lowft.Trainer:
             config = lowft.TrainingConfig(
                 seed=seed, max_length=length, precision=options.precision, progress=False, **settings
             )
+            rows = lowft.add_templated_rows(rows) if class_names else rows
             trainer = lowft.Trainer(
                 minilm(), rows, unlabeled_dataset=pool if unlabeled else None, strategies=strategies, config=config
             )
@@ -74,38 +82,48 @@ def _arm(strategies: list[lowft.Strategy] | Literal["auto"], *, unlabeled: bool 
     return make
 
 
-def _setfit(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:  # noqa: ARG001
-    """Return SetFit with its own defaults."""
+def _setfit(*, class_names: bool = False) -> Any:
+    """Return what makes an arm of SetFit with its own defaults, perhaps with the rows for class names too."""
 
-    def train(rows: lowft.Rows, seed: int) -> Any:
-        from datasets import Dataset
-        from sentence_transformers import SentenceTransformer
-        from setfit import SetFitModel, Trainer, TrainingArguments
-        from sklearn.linear_model import LogisticRegression
+    def make(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:  # noqa: ARG001
+        return partial(_train_setfit, length=length, class_names=class_names)
 
-        encoder = SentenceTransformer(str(minilm()), device="cpu")  # which takes the mean over tokens by default
-        encoder.max_seq_length = length or 256
+    return make
 
-        model = SetFitModel(model_body=encoder, model_head=LogisticRegression(), labels=list(LABELS))
-        dataset = Dataset.from_dict({"text": list(rows.texts), "label": list(rows.labels or ())})
-        with tempfile.TemporaryDirectory() as scratch:
-            arguments = TrainingArguments(output_dir=scratch, seed=seed, show_progress_bar=False)
-            Trainer(model, arguments, train_dataset=dataset).train()
-        return model
 
-    return train
+def _train_setfit(rows: lowft.Rows, seed: int, *, length: int | None, class_names: bool) -> Any:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+    from setfit import SetFitModel, Trainer, TrainingArguments
+    from sklearn.linear_model import LogisticRegression
+
+    encoder = SentenceTransformer(str(minilm()), device="cpu")  # which takes the mean over tokens by default
+    encoder.max_seq_length = length or 256
+
+    model = SetFitModel(model_body=encoder, model_head=LogisticRegression(), labels=list(LABELS))
+    rows = lowft.add_templated_rows(rows) if class_names else rows
+    dataset = Dataset.from_dict({"text": list(rows.texts), "label": list(rows.labels or ())})
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(output_dir=scratch, seed=seed, show_progress_bar=False)
+        Trainer(model, arguments, train_dataset=dataset).train()
+    return model
 
 
 ARMS = {
     "plain": _arm([], epochs=10, batch_size=16),
     "frozen": _arm([lowft.PooledHead(), lowft.Probe(fine_tune=False)]),
     "probe, then fine-tuning": _arm([lowft.PooledHead(), lowft.Probe()], max_steps=24, batch_size=32),
-    "setfit": _setfit,
+    "setfit": _setfit(),
+    "setfit, class names": _setfit(class_names=True),
     "lowft": _arm([lowft.PooledHead(), lowft.Contrastive(), lowft.Probe(fine_tune=False)]),
+    "lowft, class names": _arm(
+        [lowft.PooledHead(), lowft.Contrastive(), lowft.Probe(fine_tune=False)], class_names=True
+    ),
     "reinitialize": _arm([lowft.Reinitialize(top=1)], max_steps=200, batch_size=16),
     "plain, 200 steps": _arm([], max_steps=200, batch_size=16),
     "auto": _arm("auto"),
     "auto, unlabelled": _arm("auto", unlabeled=True, epochs=2, batch_size=32),
+    "auto, unlabelled, class names": _arm("auto", unlabeled=True, class_names=True, epochs=2, batch_size=32),
 }
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from lowft.compress import (
 )
 from lowft.config import TrainingConfig
 from lowft.consistency import consistency_loss, r_drop_loss
-from lowft.data import Labels, Rows, Splits, few_shot, find_leakage, read_rows, split
+from lowft.data import Labels, Rows, Splits, add_templated_rows, few_shot, find_leakage, read_rows, split
 from lowft.data.batching import Batch, BatchRandom, Example
 from lowft.deployment import Deployed, DeploymentReport, Timing, deployment_report
 from lowft.distillation import Teacher, distillation_loss, hidden_state_loss, relation_loss
@@ -202,6 +202,7 @@ __all__ = [
     "Unfreeze",
     "Verdict",
     "VocabularyReport",
+    "add_templated_rows",
     "attach",
     "balanced_class_weights",
     "binary_cross_entropy",
