@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from lowft._timing import time_in_turns
 from lowft.loop import Loop
+from lowft.predictor import torch_threads
 from lowft.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 _STEPS = 4
+_TURNS = 3
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
@@ -39,11 +44,21 @@ def test_there_are_pages() -> None:
 def _short_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """End each stage of training after a few steps: what a page shows was printed by `docs/run_pages.py`, in full.
 
-    What it exports is loaded again in this process: in fresh ones, other tests do.
+    What it exports is loaded again in this process, and timed for a few turns: in fresh ones, other tests do.
     """
     planned = Loop.planned_steps
     monkeypatch.setattr(Loop, "planned_steps", lambda loop, stage: min(_STEPS, planned(loop, stage)))
     monkeypatch.setitem(Trainer.export.__kwdefaults__ or {}, "verify", "here")
+    monkeypatch.setattr("lowft.deployment.run_fresh", _run_here)
+    monkeypatch.setattr(
+        "lowft.deployment.time_in_turns", lambda *what, repeats, **how: time_in_turns(*what, repeats=_TURNS, **how)
+    )
+
+
+def _run_here(module: str, *arguments: str | Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, torch_threads(None):  # and back again
+        patch.setattr(sys, "argv", [module, *map(str, arguments)])
+        runpy.run_module(module, run_name="__main__")
 
 
 @pytest.mark.usefixtures("_short_stages")

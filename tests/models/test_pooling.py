@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -135,13 +136,12 @@ def test_only_a_full_precision_classifier_gets_the_head() -> None:
         tiny_trainer(strategies=[Quantize(), PooledHead()])
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_graphs_hold_the_head(pooling: Pooling, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pooling", "runtime"), list(zip(POOLINGS, itertools.cycle(["onnx", "openvino"]))))
+def test_graphs_hold_the_head(pooling: Pooling, runtime: Any, tmp_path: Path) -> None:
     """ONNX Runtime and OpenVINO give the same logits, for texts of other lengths than the graph was traced with."""
     trainer = tiny_trainer(strategies=[PooledHead(pooling)], epochs=1)
     trainer.fit()
     texts = ["a film", "a warm and funny story about a dull film", "plot"]
     own = trainer._predictor().predict_logits(texts)
-    for runtime in ("onnx", "openvino"):
-        folder = trainer.export(tmp_path / runtime, format=runtime, verify="here")
-        assert np.allclose(load(folder).predict_logits(texts), own, atol=1e-4)
+    folder = trainer.export(tmp_path / runtime, format=runtime, verify="here")
+    assert np.allclose(load(folder).predict_logits(texts), own, atol=1e-4)
