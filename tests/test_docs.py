@@ -16,7 +16,7 @@ from lowft.predictor import torch_threads
 from lowft.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-_STEPS = 4
+_STEPS = 2
 _TURNS = 3
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
