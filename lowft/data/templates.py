@@ -75,7 +75,7 @@ def add_templated_rows(
             f"add_templated_rows: each row must have one class, by whose name a sentence can be made; these are labels "
             f"for {labels.task}. Train on the rows as they are."
         )
-    told = _names_of(labels, names or {})
+    told = _names_of(labels, {} if names is None else names)
     new = [(template.replace(_PLACE, told[value]), value) for template in templates for value in labels.classes]
     new *= copies
     first = max(rows.numbers + rows.dropped) + 1
@@ -98,8 +98,10 @@ def _check_templates(templates: Any) -> None:
             )
 
 
-def _names_of(labels: Labels, names: Mapping[Any, str]) -> dict[Any, str]:
+def _names_of(labels: Labels, names: Any) -> dict[Any, str]:
     """Return what each class is called, in words."""
+    if not isinstance(names, Mapping):
+        raise ConfigError(f"names must say by label what a class is called, as {{0: 'bad', 1: 'good'}}; got {names!r}.")
     for value, name in names.items():
         if value not in labels.classes:
             raise ConfigError(

@@ -71,6 +71,7 @@ def test_other_alphabets_have_words() -> None:
         ((TEXTS[:2], [True, False]), {}, ConfigError, r"these classes are: \[False, True\]"),
         (WORDS, {"names": {"baad": "x"}}, ConfigError, r"'baad' is no class .* Did you mean 'bad'\?"),
         (WORDS, {"names": {"bad": " "}}, ConfigError, r"a text that is not empty; got ' ' for 'bad'"),
+        (WORDS, {"names": ["bad"]}, ConfigError, r"names must say by label .* got \['bad'\]"),
         (WORDS, {"copies": 0}, ConfigError, r"copies .* at least 1"),
         (WORDS, {"templates": "It is {}"}, ConfigError, r"a list of texts .* got 'It is \{\}'"),
         (WORDS, {"templates": []}, ConfigError, r"a list of texts .* got \[\]"),
