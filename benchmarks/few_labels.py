@@ -109,16 +109,16 @@ def _train_setfit(rows: lowft.Rows, seed: int, *, length: int | None, class_name
     return model
 
 
+_CONTRASTIVE: list[lowft.Strategy] = [lowft.PooledHead(), lowft.Contrastive(), lowft.Probe(fine_tune=False)]
+
 ARMS = {
     "plain": _arm([], epochs=10, batch_size=16),
     "frozen": _arm([lowft.PooledHead(), lowft.Probe(fine_tune=False)]),
     "probe, then fine-tuning": _arm([lowft.PooledHead(), lowft.Probe()], max_steps=24, batch_size=32),
     "setfit": _setfit(),
     "setfit, class names": _setfit(class_names=True),
-    "lowft": _arm([lowft.PooledHead(), lowft.Contrastive(), lowft.Probe(fine_tune=False)]),
-    "lowft, class names": _arm(
-        [lowft.PooledHead(), lowft.Contrastive(), lowft.Probe(fine_tune=False)], class_names=True
-    ),
+    "lowft": _arm(_CONTRASTIVE),
+    "lowft, class names": _arm(_CONTRASTIVE, class_names=True),
     "reinitialize": _arm([lowft.Reinitialize(top=1)], max_steps=200, batch_size=16),
     "plain, 200 steps": _arm([], max_steps=200, batch_size=16),
     "auto": _arm("auto"),

@@ -98,7 +98,7 @@ def final_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def in_one_order() -> list[str]:
-    """Return the cases, but of pairs that are allowed in both orders, and so have the same stages, only one."""
+    """Return the cases; of a pair allowed in both orders the first alone: `-m exhaustive` resumes the other too."""
     seen: set[frozenset[str]] = set()
     names = []
     for name in ALLOWED:

@@ -35,8 +35,7 @@ def add_templated_rows(
     bring there is measured in docs/few-labels.md. They are for training rows only: validation and test rows stay
     what they are.
 
-    SetFit's library has such rows for classes of which there is no labelled row (`setfit.get_templated_dataset`, whose
-    template is the default here).
+    SetFit's library makes such rows too (`setfit.get_templated_dataset`); its template is the default here.
 
     Args:
         data: What `read_rows` reads: single texts, each with one class.
