@@ -90,10 +90,9 @@ def test_equal_seeds_give_equal_models(
 ) -> None:
     """A second run replaces what the first has written, with the very same weights; another seed has others."""
     predicted = subprocess.CompletedProcess([], 0, stdout="")
-    stub = SimpleNamespace(
-        run=lambda *_, **__: predicted, PIPE=subprocess.PIPE
-    )  # the predictions of a second process take seconds
-    monkeypatch.setattr("lowft.demo.subprocess", stub)
+    stub = SimpleNamespace(run=lambda *_, **__: predicted, PIPE=subprocess.PIPE)
+    monkeypatch.setattr("lowft.demo.subprocess", stub)  # other processes take seconds, and another test has them
+    monkeypatch.setitem(lowft.Trainer.export.__kwdefaults__ or {}, "verify", "here")
     weights = []
     for seed in (1, 1, 2):
         options = ("--rows", "60", "--model", tiny_folder, "--data", reviews, "--output", tmp_path, "--seed", seed)

@@ -11,12 +11,14 @@ from types import ModuleType
 import pytest
 
 from lowft._timing import time_in_turns
+from lowft.data.batching import TokenizedRows
 from lowft.loop import Loop
 from lowft.predictor import torch_threads
 from lowft.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 _STEPS = 2
+_TOKENS = 12
 _TURNS = 3
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -42,17 +44,26 @@ def test_there_are_pages() -> None:
 
 @pytest.fixture
 def _short_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """End each stage of training after a few steps: what a page shows was printed by `docs/run_pages.py`, in full.
+    """End each stage of training after a few steps, and each text after a few tokens.
+
+    What a page shows was printed by `docs/run_pages.py`, in full.
 
     What it exports is loaded again in this process, and timed for a few turns: in fresh ones, other tests do.
     """
     planned = Loop.planned_steps
     monkeypatch.setattr(Loop, "planned_steps", lambda loop, stage: min(_STEPS, planned(loop, stage)))
+    tokenize = TokenizedRows.__post_init__
+    monkeypatch.setattr(TokenizedRows, "__post_init__", lambda rows: tokenize(_cut(rows)))
     monkeypatch.setitem(Trainer.export.__kwdefaults__ or {}, "verify", "here")
     monkeypatch.setattr("lowft.deployment.run_fresh", _run_here)
     monkeypatch.setattr(
         "lowft.deployment.time_in_turns", lambda *what, repeats, **how: time_in_turns(*what, repeats=_TURNS, **how)
     )
+
+
+def _cut(rows: TokenizedRows) -> TokenizedRows:
+    rows.max_length = min(_TOKENS, rows.max_length)
+    return rows
 
 
 def _run_here(module: str, *arguments: str | Path) -> None:

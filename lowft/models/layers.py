@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -91,6 +92,26 @@ def find_layers(model: nn.Module) -> Layers:
     >>> find_layers(model).blocks, find_layers(model).depths["3.bias"]
     (('1', '2'), 3)
     """
+    structure = _structure(model)
+    known = _found.get(model)
+    if known is None or known[0] != structure:
+        known = _found[model] = (structure, _find(model))
+    return known[1]
+
+
+# What was found in a model and how it was built then: each strategy asks anew, and a look costs a forward pass.
+_found: WeakKeyDictionary[nn.Module, tuple[list[tuple[object, ...]], Layers]] = WeakKeyDictionary()
+
+
+def _structure(model: nn.Module) -> list[tuple[object, ...]]:
+    """Return what its layers follow from: names, classes, what has several names, a `forward` put in by hand."""
+    return [
+        *((name, id(m), type(m), m.__dict__.get("forward")) for name, m in model.named_modules(remove_duplicate=False)),
+        *((name, id(p), p.shape) for name, p in model.named_parameters(remove_duplicate=False)),
+    ]
+
+
+def _find(model: nn.Module) -> Layers:
     if not any(True for _ in model.parameters()):
         raise ModelError(f"{type(model).__name__} has no parameters, so it has no layers to find.")
     blocks = _find_blocks(model)
