@@ -60,17 +60,15 @@ def _arm(
     strategies: list[lowft.Strategy] | Literal["auto"],
     *,
     unlabeled: bool = False,
-    class_names: bool = False,
     **settings: Any,
 ) -> Any:
-    """Return what makes an arm of lowft, perhaps with rows without labels, or with those for class names."""
+    """Return what makes an arm of lowft, perhaps with rows without labels."""
 
     def make(options: argparse.Namespace, length: int | None, pool: list[str]) -> Arm:
         def train(rows: lowft.Rows, seed: int) -> lowft.Trainer:
             config = lowft.TrainingConfig(
                 seed=seed, max_length=length, precision=options.precision, progress=False, **settings
             )
-            rows = lowft.add_templated_rows(rows) if class_names else rows
             trainer = lowft.Trainer(
                 minilm(), rows, unlabeled_dataset=pool if unlabeled else None, strategies=strategies, config=config
             )
@@ -118,12 +116,11 @@ ARMS = {
     "setfit": _setfit(),
     "setfit, class names": _setfit(class_names=True),
     "lowft": _arm(_CONTRASTIVE),
-    "lowft, class names": _arm(_CONTRASTIVE, class_names=True),
+    "lowft, class names": _arm([lowft.ClassNames(), *_CONTRASTIVE]),
     "reinitialize": _arm([lowft.Reinitialize(top=1)], max_steps=200, batch_size=16),
     "plain, 200 steps": _arm([], max_steps=200, batch_size=16),
     "auto": _arm("auto"),
     "auto, unlabelled": _arm("auto", unlabeled=True, epochs=2, batch_size=32),
-    "auto, unlabelled, class names": _arm("auto", unlabeled=True, class_names=True, epochs=2, batch_size=32),
 }
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ from lowft.stages import Decision, Gate, MinImprovement, Stage, Target, Verdict
 from lowft.state import State
 from lowft.strategies import (
     Augment,
+    ClassNames,
     Contrastive,
     Distill,
     LayerwiseUnfreeze,
@@ -129,6 +130,7 @@ __all__ = [
     "CheckpointCorruptError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "ClassNames",
     "ClassScores",
     "Comparison",
     "ConfigError",

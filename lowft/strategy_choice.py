@@ -11,14 +11,16 @@ import torch
 from lowft._preparation import config_of, known_classes, source_of
 from lowft.augment import RandomDeletion
 from lowft.compress.structure import structure_of
+from lowft.data._values import count_of
 from lowft.data.labels import Labels
 from lowft.data.rows import Rows, read_rows
+from lowft.data.templates import name_classes
 from lowft.data.unlabeled import read_unlabeled
-from lowft.errors import ModelError
+from lowft.errors import ConfigError, ModelError
 from lowft.models import find_layers
 from lowft.models.pooling import POOLED
 from lowft.registry import to_dict
-from lowft.strategies import Augment, Contrastive, LayerwiseUnfreeze, PooledHead, Probe, SelfTraining
+from lowft.strategies import Augment, ClassNames, Contrastive, LayerwiseUnfreeze, PooledHead, Probe, SelfTraining
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +34,7 @@ __all__ = ["Suggestion", "read_and_suggest", "suggest_strategies"]
 
 # Where one choice gives way to the next.
 _FEW_LABELS = 128  # labelled rows a class, below which a head that is fitted beats gradients through a random one
+_NAMED = 64  # labelled rows a class, below which rows that say what the classes are called bring something
 _MANY_LABELS = 1000  # labelled rows a class, from which all layers may train at once
 _SHALLOW = 4  # blocks, below which layers are not worth unfreezing one after another
 _LEAST_UNLABELED = 1.0  # rows without labels for each labelled one, below which they bring too little
@@ -82,8 +85,9 @@ def suggest_strategies(
     """Choose strategies to begin with from the labels, the rows without labels and the depth of the model.
 
     `Trainer(strategies="auto")` takes these. With few labels a head on pooled states is fitted by regression, where the
-    rows allow it after a short contrastive stage; with more, layers are unfrozen one after another; with many, all
-    train at once. They are a start, and no search: compare others on the same draws with `lowft.compare_few_shot`.
+    rows allow it after a short contrastive stage, and where labels are words with rows that say them; with more, layers
+    are unfrozen one after another; with many, all train at once. They are a start, and no search: compare others on
+    the same draws with `lowft.compare_few_shot`.
 
     Args:
         model: What the Trainer is to train: a hub id, a folder, or a module, which is left as it is.
@@ -103,7 +107,7 @@ def suggest_strategies(
     >>> config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=6, intermediate_size=8)
     >>> suggestion = suggest_strategies(BertForSequenceClassification(config), rows)
     >>> [strategy.name for strategy in suggestion.strategies]
-    ['PooledHead', 'Contrastive', 'Probe']
+    ['ClassNames', 'PooledHead', 'Contrastive', 'Probe']
     """
     found, _, _ = read_and_suggest(
         model,
@@ -164,6 +168,7 @@ def read_and_suggest(
         rows=len(rows),
         classes=max(1, len(labels.classes)),
         most=max(Counter(map(str, rows.labels or ())).values()),
+        names=_names_in(rows, labels.task),
         unlabeled=0 if bare is None else len(bare),
         blocks=_blocks_of(model, config),
         pooling=_pooling_of(model, config),
@@ -181,6 +186,7 @@ class _Facts:
         rows: Labelled rows.
         classes: Classes; 1 for numbers.
         most: Rows of the most frequent class.
+        names: What the data calls its classes, in words; none where it does not say, or where rows are pairs.
         unlabeled: Rows without a label.
         blocks: Blocks of the model; None where unknown.
         pooling: How a pooled head should read the model; None where it can have none.
@@ -190,6 +196,7 @@ class _Facts:
     rows: int
     classes: int
     most: int
+    names: tuple[str, ...]
     unlabeled: int
     blocks: int | None
     pooling: Pooling | None
@@ -204,7 +211,7 @@ class _Facts:
         """How many labelled rows there are, in words."""
         if self.task == "regression":
             return f"{self.rows:,} labelled rows"
-        return f"{round(self.each):,} labelled rows a class"
+        return f"{count_of(round(self.each), 'labelled row')} a class"
 
 
 def _choose(facts: _Facts) -> Suggestion:
@@ -230,7 +237,12 @@ def _for_few(facts: _Facts, pooling: Pooling, *, uses_unlabeled: bool) -> list[t
     read = "last token state" if pooling == "last" else f"{pooling} of the token states"
     why = f"{facts.amount}, fewer than {_FEW_LABELS}: the head reads the {read}, with no layer between to be learnt"
     chosen: list[tuple[Strategy | None, str]] = [(PooledHead(pooling), why)]
-    if facts.task == "single_label_classification" and facts.most > 1:
+    if facts.names and facts.each < _NAMED:
+        named = ClassNames()
+        example = named.templates[0].format(facts.names[0])
+        why = f"fewer than {_NAMED}, so {named.copies} more of each say what it is called, as {example!r}"
+        chosen.insert(0, (named, f"{facts.amount}, {why}"))
+    if facts.task == "single_label_classification" and (facts.most > 1 or len(chosen) > 1):
         size = min(_LARGEST_BATCH, max(Contrastive().batch_size, _COMPARED * facts.classes))
         why = (
             f"rows of a class are compared with each other and with the rest, {size} at a time, before there is a head"
@@ -265,6 +277,17 @@ def _learner(facts: _Facts) -> tuple[Strategy, str]:
     if facts.each < _FEW_LABELS and facts.pooling is not None:
         return SelfTraining(0.0, start=0), f"{rows} have the labels that the fitted head gives, anew before each epoch"
     return SelfTraining(), f"{rows} have the labels that the model is sure of"
+
+
+def _names_in(rows: Rows, task: Task) -> tuple[str, ...]:
+    """Return what the data calls its classes, where `ClassNames` could say it."""
+    if rows.pairs is not None or task != "single_label_classification":
+        return ()
+    labels = Labels.infer(rows.labels or (), task=task, names=rows.label_names, name="train_dataset")
+    try:
+        return tuple(name_classes(labels, {}, name="ClassNames").values())
+    except ConfigError:
+        return ()
 
 
 def _blocks_of(model: Any, config: Any) -> int | None:

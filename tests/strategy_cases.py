@@ -24,6 +24,7 @@ from lowft.stages import Stage
 from lowft.state import State
 from lowft.strategies import (
     Augment,
+    ClassNames,
     Contrastive,
     Distill,
     LayerwiseUnfreeze,
@@ -179,8 +180,9 @@ for _names in itertools.chain(itertools.permutations(STRATEGIES, 2), itertools.p
         ALLOWED[" + ".join(_names)] = _parts
     elif len(_names) == 2:
         REFUSED[" + ".join(_names)] = (_parts[0], _parts[1])
-# These three need each other.
-ALLOWED["pooled head + contrastive + probe"] = (
+# These need each other.
+ALLOWED["class names + pooled head + contrastive + probe"] = (
+    ClassNames({"neg": "bad"}, copies=1),
     PooledHead("attention"),
     Contrastive(max_steps=3, learning_rate=5e-3, batch_size=4, stop_below=0),
     Probe(strengths=(1.0,)),

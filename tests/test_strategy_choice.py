@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 
 from lowft.errors import CheckpointMismatchError, ConfigError, DataError
 from lowft.models.pooling import pooled_head_
-from lowft.strategies import Augment, Contrastive, LayerwiseUnfreeze, PooledHead, Probe, SelfTraining
+from lowft.strategies import Augment, ClassNames, Contrastive, LayerwiseUnfreeze, PooledHead, Probe, SelfTraining
 from lowft.strategy_choice import Suggestion, suggest_strategies
 from tests.runs import NUMBERED, tiny_trainer
 from tests.strategy_cases import tiny_rows
@@ -29,8 +30,9 @@ def names(suggestion: Suggestion) -> list[str]:
 @pytest.mark.parametrize(
     ("each", "blocks", "chosen"),
     [
-        (1, 6, ["PooledHead", "Probe"]),  # nothing to compare
-        (2, 6, ["PooledHead", "Contrastive", "Probe"]),
+        (1, 6, ["ClassNames", "PooledHead", "Contrastive", "Probe"]),
+        (63, 6, ["ClassNames", "PooledHead", "Contrastive", "Probe"]),
+        (64, 6, ["PooledHead", "Contrastive", "Probe"]),
         (127, 2, ["PooledHead", "Contrastive", "Probe"]),
         (128, 6, ["LayerwiseUnfreeze"]),
         (128, 3, []),
@@ -57,9 +59,26 @@ def test_labels_are_counted_a_class() -> None:
     assert names(suggest_strategies(tiny_model("bert", num_layers=6), tiny_rows(300))) == ["LayerwiseUnfreeze"]
     many = {"text": tiny_rows(40)["text"], "label": [f"class {row % 20}" for row in range(40)]}
     for data, size in ((rows, 32), (many, 80)):
-        contrastive = suggest_strategies(tiny_model("bert", 3), data).strategies[1]
+        contrastive = suggest_strategies(tiny_model("bert", 3), data).strategies[-2]
         assert isinstance(contrastive, Contrastive)
         assert contrastive.batch_size == size
+
+
+def test_classes_are_named_where_the_data_says_how() -> None:
+    """Codes and pairs are left as they are, and one row of each is then nothing to compare; `ClassLabel` has names."""
+    model = tiny_model("bert", num_layers=6)
+    numbers = {"text": ["a film", "a plot"], "label": [0, 1]}
+    assert names(suggest_strategies(model, numbers)) == ["PooledHead", "Probe"]
+    assert names(suggest_strategies(model, tiny_rows(20, classes=(0, 1)))) == ["PooledHead", "Contrastive", "Probe"]
+    pairs = tiny_rows(20) | {"text_pair": ["what"] * 20}
+    assert names(suggest_strategies(model, pairs)) == ["PooledHead", "Contrastive", "Probe"]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "very_good"])})
+    found = suggest_strategies(model, Dataset.from_dict(numbers, features=features))
+    assert found.strategies[0] == ClassNames()
+    assert found.reasons[0] == (
+        "ClassNames: 1 labelled row a class, fewer than 64, so 8 more of each say what it is called, as "
+        "'This sentence is bad'"
+    )
 
 
 @pytest.mark.parametrize(("data", "outputs"), [(NUMBERED, 1), (SEVERAL, 2)])
@@ -73,11 +92,11 @@ def test_rows_without_labels_teach_where_they_are_many() -> None:
     """At least as many as labelled ones: then the head comes first and they teach; else they are left out, and said."""
     model = tiny_model("bert", num_layers=6)
     found = suggest_strategies(model, tiny_rows(20), BARE)
-    assert found.strategies == (PooledHead("mean"), Contrastive(), Probe(), SelfTraining(0.0, start=0))
+    assert found.strategies == (ClassNames(), PooledHead("mean"), Contrastive(), Probe(), SelfTraining(0.0, start=0))
     assert found.uses_unlabeled
     assert "40 rows without labels" in found.reasons[-1]
     fewer = suggest_strategies(model, tiny_rows(42), BARE)
-    assert names(fewer) == ["PooledHead", "Contrastive", "Probe"]
+    assert names(fewer) == ["ClassNames", "PooledHead", "Contrastive", "Probe"]
     assert not fewer.uses_unlabeled
     assert fewer.reasons[-1].startswith("the 40 rows without labels are left out")
     numbers = suggest_strategies(tiny_model("bert", 1), NUMBERED, BARE).strategies[-1]
@@ -93,9 +112,9 @@ def test_rows_without_labels_teach_where_they_are_many() -> None:
 def test_a_head_reads_what_the_architecture_gives(arch: str, pooling: str) -> None:
     """The last state of a decoder, the mean of an encoder, and whatever a model with a pooled head has already."""
     model = tiny_model(arch)
-    assert suggest_strategies(model, tiny_rows()).strategies[0] == PooledHead(pooling)  # type: ignore[arg-type]
+    assert suggest_strategies(model, tiny_rows()).strategies[1] == PooledHead(pooling)  # type: ignore[arg-type]
     pooled_head_(model, "cls")
-    assert suggest_strategies(model, tiny_rows()).strategies[0] == PooledHead("cls")
+    assert suggest_strategies(model, tiny_rows()).strategies[1] == PooledHead("cls")
 
 
 def test_a_folder_is_not_loaded(tmp_path: Path) -> None:
@@ -148,8 +167,8 @@ def test_a_resumed_run_says_why_once_and_needs_the_same_strategies(tmp_path: Pat
     resumed = trainer("auto")
     resumed.fit(resume_from_checkpoint=True)
     notes = [note["message"] for note in resumed.history.filter("note")]
-    assert sum(note.startswith("auto: ") for note in notes) == 3
-    assert resumed.history[0]["message"].startswith("auto: PooledHead: 7 labelled rows a class")
+    assert sum(note.startswith("auto: ") for note in notes) == 4
+    assert resumed.history[0]["message"].startswith("auto: ClassNames: 7 labelled rows a class")
 
 
 def test_bad_rows_are_dropped_once() -> None:
@@ -175,6 +194,8 @@ def test_what_cannot_be_used_is_said() -> None:
 def test_a_suggestion_is_json() -> None:
     """It can be written down with its settings."""
     found = json.loads(json.dumps(suggest_strategies(tiny_model("bert"), tiny_rows(), BARE).to_dict()))
-    assert [part["name"] for part in found["strategies"]] == ["PooledHead", "Contrastive", "Probe", "SelfTraining"]
-    assert len(found["reasons"]) == 4
+    assert [part["name"] for part in found["strategies"]] == [
+        "ClassNames", "PooledHead", "Contrastive", "Probe", "SelfTraining",
+    ]  # fmt: skip
+    assert len(found["reasons"]) == 5
     assert found["uses_unlabeled"] is True

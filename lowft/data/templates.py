@@ -13,7 +13,7 @@ from lowft.data.labels import Labels
 from lowft.data.rows import Rows, read_rows
 from lowft.errors import ConfigError, DataError
 
-__all__ = ["add_templated_rows"]
+__all__ = ["add_templated_rows", "check_templates", "name_classes", "templated"]
 
 _PLACE = "{}"
 _NO_WORD = re.compile(r"LABEL[ _]\d+|[\W\d_]*[A-Za-z]?[\W\d_]*|True|False")  # LABEL_0, 3, A2
@@ -31,9 +31,9 @@ def add_templated_rows(
     """Add rows that say what each class is called: "This sentence is positive", with the label "positive".
 
     A sentence encoder knows what the words mean before it has seen a row. So such rows tell it along which direction
-    the classes lie, and the drawn rows, which differ in much else, need not. Put them before `Contrastive`; what they
-    bring there is measured in docs/few-labels.md. They are for training rows only: validation and test rows stay
-    what they are.
+    the classes lie, and the drawn rows, which differ in much else, need not. What they bring before `Contrastive` is
+    measured in docs/few-labels.md. In a Trainer, `ClassNames` adds them. They are for training rows only: validation
+    and test rows stay what they are.
 
     SetFit's library makes such rows too (`setfit.get_templated_dataset`); its template is the default here.
 
@@ -60,64 +60,99 @@ def add_templated_rows(
     ('so dull', 'what a joy', 'This sentence is bad', 'This sentence is good')
     """
     check_whole("copies", copies, least=1)
-    _check_templates(templates)
+    check_templates("templates", templates)
     rows = read_rows(data, column_mapping=column_mapping, on_bad_row=on_bad_row, require_labels=True)
+    return templated(rows, templates, copies, {} if names is None else names, name="add_templated_rows")
+
+
+def templated(rows: Rows, templates: Sequence[str], copies: int, names: Any, *, name: str) -> Rows:
+    """Return rows with those of the templates after them; rows without a label (None) may be among them.
+
+    Args:
+        rows: Rows, some of them with labels.
+        templates: As for `add_templated_rows`, and so are the others.
+        copies: How many rows of each.
+        names: Of classes.
+        name: What messages call the caller.
+
+    Raises:
+        ConfigError: As for `add_templated_rows`, and so are the others.
+        DataError: Pairs, or labels that are not one class a row.
+        LabelError: No classes.
+    """
     if rows.pairs is not None:
         raise DataError(
-            "add_templated_rows: these rows are pairs of texts, and a sentence with the name of a class has no second "
-            "text. Train on the rows as they are."
+            f"{name}: these rows are pairs of texts, and a sentence with the name of a class has no second text. "
+            f"Train on the rows as they are."
         )
-    assert rows.labels is not None  # noqa: S101 - they were required
-    labels = Labels.infer(rows.labels, names=rows.label_names, name="data")
+    known = [label for label in rows.labels or () if label is not None]
+    labels = Labels.infer(known, names=rows.label_names, name="data")
     if labels.task != "single_label_classification":
         raise DataError(
-            f"add_templated_rows: each row must have one class, by whose name a sentence can be made; these are labels "
-            f"for {labels.task}. Train on the rows as they are."
+            f"{name}: each row must have one class, by whose name a sentence can be made; these are labels for "
+            f"{labels.task}. Train on the rows as they are."
         )
-    told = _names_of(labels, {} if names is None else names)
+    told = name_classes(labels, names, name=name)
     new = [(template.replace(_PLACE, told[value]), value) for template in templates for value in labels.classes]
     new *= copies
     first = max(rows.numbers + rows.dropped) + 1
     return replace(
         rows,
         texts=rows.texts + tuple(text for text, _ in new),
-        labels=rows.labels + tuple(value for _, value in new),
+        labels=(rows.labels or ()) + tuple(value for _, value in new),
         numbers=rows.numbers + tuple(range(first, first + len(new))),
     )
 
 
-def _check_templates(templates: Any) -> None:
-    """Refuse what makes no sentence of a name."""
+def check_templates(name: str, templates: Any) -> None:
+    """Refuse what makes no sentence of a class's name.
+
+    Args:
+        name: What messages call the setting.
+        templates: Its value.
+
+    Raises:
+        ConfigError: No list of texts with one `{}` each.
+    """
     if isinstance(templates, str) or not isinstance(templates, Sequence) or not templates:
-        raise ConfigError(f"templates must be a list of texts such as ['This sentence is {{}}']; got {templates!r}.")
+        raise ConfigError(f"{name} must be a list of texts such as ['This sentence is {{}}']; got {templates!r}.")
     for template in templates:
         if not isinstance(template, str) or template.count(_PLACE) != 1:
             raise ConfigError(
-                f"each of templates must be a text with one {_PLACE}, where the name of a class goes; got {template!r}."
+                f"each of {name} must be a text with one {_PLACE}, where the name of a class goes; got {template!r}."
             )
 
 
-def _names_of(labels: Labels, names: Any) -> dict[Any, str]:
-    """Return what each class is called, in words."""
+def name_classes(labels: Labels, names: Any, *, name: str) -> dict[Any, str]:
+    """Return what each class is called, in words.
+
+    Args:
+        labels: The classes, and what the data calls them.
+        names: What they are called otherwise, by class.
+        name: What messages call the caller.
+
+    Raises:
+        ConfigError: Names that are none, or of unknown classes, or a class that nothing says the name of.
+    """
     if not isinstance(names, Mapping):
         raise ConfigError(f"names must say by label what a class is called, as {{0: 'bad', 1: 'good'}}; got {names!r}.")
-    for value, name in names.items():
+    for value, said in names.items():
         if value not in labels.classes:
             raise ConfigError(
                 f"names: {value!r} is no class of the data. The classes are {shown(list(labels.classes))}."
                 f"{near(value, labels.classes)}"
             )
-        if not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"names: a class is called by a text that is not empty; got {name!r} for {value!r}.")
+        if not isinstance(said, str) or not said.strip():
+            raise ConfigError(f"names: a class is called by a text that is not empty; got {said!r} for {value!r}.")
     told = {
-        value: names.get(value, name.replace("_", " "))
-        for value, name in zip(labels.classes, labels.names, strict=True)
+        value: names.get(value, said.replace("_", " "))
+        for value, said in zip(labels.classes, labels.names, strict=True)
     }
     silent = [value for value in labels.classes if value not in names and _NO_WORD.fullmatch(told[value])]
     if silent:
         example = ", ".join(f"{value!r}: '...'" for value in silent[:2])
         raise ConfigError(
-            f"add_templated_rows: nothing says in words what these classes are: {shown(silent)}. "
+            f"{name}: nothing says in words what these classes are: {shown(silent)}. "
             f"Pass names={{{example}}}, or train on the rows as they are."
         )
     return told

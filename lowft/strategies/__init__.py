@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowft.strategies.augment import Augment
+from lowft.strategies.class_names import ClassNames
 from lowft.strategies.contrastive import Contrastive
 from lowft.strategies.distill import Distill
 from lowft.strategies.layerwise_unfreeze import LayerwiseUnfreeze, Unfreeze
@@ -18,6 +19,7 @@ from lowft.strategies.self_training import SelfTraining
 
 __all__ = [
     "Augment",
+    "ClassNames",
     "Contrastive",
     "Distill",
     "LayerwiseUnfreeze",

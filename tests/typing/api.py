@@ -317,6 +317,7 @@ finished: torch.nn.Module = run.finish()
 # Few labels.
 
 scarce: list[lowft.Strategy] = [
+    lowft.ClassNames({0: "bad", 1: "good"}, templates=["It is {}"]),
     lowft.PooledHead("attention"),
     lowft.Contrastive(max_steps=8),
     lowft.Probe(fine_tune=False),
