@@ -12,7 +12,9 @@ import argparse
 import dataclasses
 import random
 import time
+from functools import partial
 from statistics import mean, stdev
+from typing import Literal
 
 import torch
 from _common import FULL, describe_machine, draw, minilm, rotten_tomatoes, spread
@@ -65,9 +67,17 @@ def available(masked: str | None) -> dict[str, lowft.Augmenter]:
     return found
 
 
-def accuracy(model: str, splits: lowft.Splits, strategies: list[lowft.Strategy], epochs: float, seed: int) -> float:
+def accuracy(
+    model: str,
+    splits: lowft.Splits,
+    strategies: list[lowft.Strategy],
+    *,
+    epochs: float,
+    seed: int,
+    precision: Literal["float32", "bfloat16"],
+) -> float:
     """Return the percentage of test rows that are right."""
-    config = dataclasses.replace(FULL, epochs=epochs, seed=seed, precision="bfloat16")
+    config = dataclasses.replace(FULL, epochs=epochs, seed=seed, precision=precision)
     if model == "MiniLM":
         trainer = lowft.Trainer(minilm(), splits.train, strategies=strategies, config=config)
     else:
@@ -98,6 +108,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="augmenters to try; all if left out")
     parser.add_argument("--masked", help="folder or hub id of a masked language model, for words in context")
     parser.add_argument("--models", nargs="+", default=["MiniLM", "CNN"], help="models (default: %(default)s)")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of MiniLM (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads to compute with (default: %(default)s)")
     options = parser.parse_args()
     describe_machine(options.threads)
@@ -122,10 +135,11 @@ def main() -> None:
             # Rows with copies take no more steps: equal optimizer steps, and twice the rows in each.
             epochs = max(2.0, options.steps * FULL.batch_size / rows)
             splits = [draw(data, rows, options.test, seed) for seed in range(options.draws)]
-            plain = [accuracy(model, split, [], epochs, seed) for seed, split in enumerate(splits)]
+            run = partial(accuracy, model, epochs=epochs, precision=options.precision)
+            plain = [run(split, [], seed=seed) for seed, split in enumerate(splits)]
             print(f"{'no copies':18} {spread(plain)} %", flush=True)
             for name, strategies in cases.items():
-                found = [accuracy(model, split, strategies, epochs, seed) for seed, split in enumerate(splits)]
+                found = [run(split, strategies, seed=seed) for seed, split in enumerate(splits)]
                 gains = [one - other for one, other in zip(found, plain, strict=True)]
                 print(f"{name:18} {spread(found)} %, gain {interval(gains)}", flush=True)
 
