@@ -60,8 +60,9 @@ class Contract:
     """What a strategy asks of those before it, and does to what they have done.
 
     Facts are words such as `"trainable"` (which parameters train), `"stages"`, `"shapes"` (of parameters),
-    `"precision"` (of weights), `"prefix"` (a frozen prefix that can be cached), `"unlabeled"` (something is learnt
-    from rows without labels) and `"exportable"`. A package with strategies of its own may use words of its own.
+    `"precision"` (of weights), `"modules"` (added to the model while it trains), `"prefix"` (a frozen prefix that can
+    be cached), `"unlabeled"` (something is learnt from rows without labels) and `"exportable"`. A package with
+    strategies of its own may use words of its own.
 
     Args:
         needs: Facts that a strategy earlier in the list must provide.

@@ -147,7 +147,7 @@ class Distill(Strategy):
                 f"{len(self.teacher)} teachers. Give one, or leave hidden and relations out"
             )
         # What a frozen prefix computes is compared too, and so must be computed.
-        contract = Contract(provides=frozenset({"unlabeled"}), invalidates=frozenset({"prefix"}))
+        contract = Contract(provides=frozenset({"unlabeled", "modules"}), invalidates=frozenset({"prefix"}))
         object.__setattr__(self, "contract", contract)
 
     def recorded(self) -> Distill:

@@ -67,7 +67,9 @@ class MaskedLanguageModeling(Strategy):
     """
 
     # What is quantized after it finds its head gone.
-    contract: ClassVar[Contract] = Contract(provides=frozenset({"unlabeled"}), invalidates=frozenset({"precision"}))
+    contract: ClassVar[Contract] = Contract(
+        provides=frozenset({"unlabeled", "modules"}), invalidates=frozenset({"precision"})
+    )
 
     weight: float = 0.1
     when: Literal["beside", "before"] = "beside"
@@ -89,9 +91,8 @@ class MaskedLanguageModeling(Strategy):
         check_whole("MaskedLanguageModeling.longest_span", self.longest_span, least=1)
         check_pace(self)
         if self.when == "before":
-            object.__setattr__(
-                self, "contract", Contract(frozenset(), frozenset({"unlabeled", "stages"}), frozenset({"precision"}))
-            )
+            facts = self.contract.provides | {"stages"}
+            object.__setattr__(self, "contract", dataclasses.replace(self.contract, provides=facts))
 
     def prepare_model(self, model: torch.nn.Module) -> torch.nn.Module:
         """Give the model the head."""

@@ -34,9 +34,9 @@ class PooledHead(Strategy):
     'attention'
     """
 
-    # Of an encoder-decoder the decoder goes, and with it blocks that were drawn anew.
+    # All but the body goes, and with it what others have added; of an encoder-decoder also blocks that were drawn anew.
     contract: ClassVar[Contract] = Contract(
-        provides=frozenset({"pooled"}), invalidates=frozenset({"precision", "reinitialized"})
+        provides=frozenset({"pooled"}), invalidates=frozenset({"modules", "precision", "reinitialized"})
     )
 
     pooling: Pooling = "mean"

@@ -20,6 +20,7 @@ from lowft.models.loading import load_model
 from lowft.models.pooling import Pooling, is_pooled, pool_states, pooled_head_
 from lowft.strategies import PooledHead, Quantize
 from tests.runs import tiny_trainer, weights
+from tests.strategy_cases import STRATEGIES
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last", "attention")
@@ -145,3 +146,26 @@ def test_graphs_hold_the_head(pooling: Pooling, runtime: Any, tmp_path: Path) ->
     own = trainer._predictor().predict_logits(texts)
     folder = trainer.export(tmp_path / runtime, format=runtime, verify="here")
     assert np.allclose(load(folder).predict_logits(texts), own, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_may_follow(name: str) -> None:
+    """Whatever stands after it in the list trains with the new head."""
+    trainer = tiny_trainer(strategies=[PooledHead(), STRATEGIES[name]], max_steps=1)
+    trainer.fit()
+    assert is_pooled(trainer.model)
+
+
+@pytest.mark.parametrize("name", ["distill hidden", "masked words", "reinitialize", "quantize from the start"])
+def test_what_the_new_head_would_undo_is_refused_before_it(name: str) -> None:
+    """Layers to train with, blocks drawn anew and rounded weights: the message has the order that works."""
+    with pytest.raises(StrategyConflictError, match=rf"The order that works: \[PooledHead, {STRATEGIES[name].name}\]"):
+        tiny_trainer(strategies=[STRATEGIES[name], PooledHead()])
+
+
+@pytest.mark.parametrize("name", ["top", "unfreeze", "augment", "distill", "prune", "prune at the start", "every hook"])
+def test_it_may_follow_the_rest(name: str) -> None:
+    """What it leaves as it is may stand before it."""
+    trainer = tiny_trainer(strategies=[STRATEGIES[name], PooledHead()], max_steps=1)
+    trainer.fit()
+    assert is_pooled(trainer.model)
