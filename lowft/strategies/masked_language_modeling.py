@@ -121,6 +121,7 @@ class MaskedLanguageModeling(Strategy):
             stages[0],
             name=_STAGE,
             prepares=True,
+            labeled_only=False,
             trainable=below | own,
             gates=(),
             epochs=self.epochs,

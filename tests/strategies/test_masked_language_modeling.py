@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 from pathlib import Path
@@ -24,9 +25,17 @@ from lowft.config import TrainingConfig
 from lowft.errors import ConfigError, ModelError, StrategyConflictError
 from lowft.masking import continuations, mask_tokens, masked_token_loss
 from lowft.models.masked_head import make_masked_head
-from lowft.strategies import LayerwiseUnfreeze, MaskedLanguageModeling, PartialFreeze, Unfreeze
+from lowft.strategies import (
+    Contrastive,
+    LayerwiseUnfreeze,
+    MaskedLanguageModeling,
+    PartialFreeze,
+    PooledHead,
+    Probe,
+    Unfreeze,
+)
 from lowft.trainer import Trainer
-from tests.runs import resumed_at
+from tests.runs import resumed_at, tiny_trainer
 from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, final_weights, make_trainer
 from tests.tiny import MASK, tiny_model, tiny_tokenizer
@@ -161,6 +170,19 @@ def test_rows_without_labels_teach() -> None:
     texts = tiny_rows(6, seed=4)["text"]
     with pytest.raises(AssertionError):
         assert_same(train(texts), train(texts[::-1]))
+
+
+def test_rows_without_labels_teach_before_a_stage_that_leaves_them_out() -> None:
+    """In front of the contrastive stage, which takes labelled rows alone, one pass is still one over all rows."""
+    few = [PooledHead(), Contrastive(max_steps=1, batch_size=4), Probe(strengths=(1.0,))]
+    trainer = tiny_trainer(
+        strategies=[*few, MaskedLanguageModeling(when="before")], batch_size=2, max_steps=1,
+        unlabeled_dataset=tiny_rows(20, seed=5)["text"],
+    )  # fmt: skip
+    trainer.fit()
+    stages = [record["stage_name"] for record in trainer.history.filter("train")]
+    rows = len(tiny_rows()["text"]) + 20
+    assert stages == ["masked words"] * math.ceil(rows / 4) + ["contrastive", "training"]
 
 
 def test_the_stage_before_ends_with_its_last_weights() -> None:
