@@ -105,8 +105,9 @@ _found: WeakKeyDictionary[nn.Module, tuple[list[tuple[object, ...]], Layers]] = 
 
 def _structure(model: nn.Module) -> list[tuple[object, ...]]:
     """Return what its layers follow from: names, classes, what has several names, a `forward` put in by hand."""
-    return [
-        *((name, id(m), type(m), m.__dict__.get("forward")) for name, m in model.named_modules(remove_duplicate=False)),
+    modules = model.named_modules(remove_duplicate=False)
+    return [  # numbers, because an object could keep the model from being freed
+        *((name, id(m), type(m), id(m.__dict__.get("forward"))) for name, m in modules),
         *((name, id(p), p.shape) for name, p in model.named_parameters(remove_duplicate=False)),
     ]
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -320,6 +322,17 @@ def test_a_second_look_costs_no_forward_pass(monkeypatch: pytest.MonkeyPatch) ->
         find_layers(copy.deepcopy(model))  # another model is looked at itself
 
 
+def test_what_was_found_does_not_keep_a_model() -> None:
+    """Also where its forward was replaced by a function that refers to it, the model goes when nobody has it."""
+    model: Any = tiny_model("bert")
+    _reorder(model)
+    find_layers(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
 def _add(model: Any) -> None:
     model.bert.encoder.layer.append(copy.deepcopy(model.bert.encoder.layer[0]))
 
@@ -342,6 +355,7 @@ def _reorder(model: Any) -> None:
     def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         for layer in (third, second, first):
             hidden_states = layer(hidden_states)
+        assert model.config.num_hidden_layers == 3
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     model.bert.encoder.forward = forward
