@@ -14,9 +14,8 @@ from lowft.compress.structure import structure_of
 from lowft.data._values import count_of
 from lowft.data.labels import Labels
 from lowft.data.rows import Rows, read_rows
-from lowft.data.templates import name_classes
 from lowft.data.unlabeled import read_unlabeled
-from lowft.errors import ConfigError, ModelError
+from lowft.errors import ConfigError, DataError, ModelError
 from lowft.models import find_layers
 from lowft.models.pooling import POOLED
 from lowft.registry import to_dict
@@ -168,7 +167,7 @@ def read_and_suggest(
         rows=len(rows),
         classes=max(1, len(labels.classes)),
         most=max(Counter(map(str, rows.labels or ())).values()),
-        names=_names_in(rows, labels.task),
+        said=_said_of(rows) if labels.task == "single_label_classification" else None,
         unlabeled=0 if bare is None else len(bare),
         blocks=_blocks_of(model, config),
         pooling=_pooling_of(model, config),
@@ -186,7 +185,7 @@ class _Facts:
         rows: Labelled rows.
         classes: Classes; 1 for numbers.
         most: Rows of the most frequent class.
-        names: What the data calls its classes, in words; none where it does not say, or where rows are pairs.
+        said: What `ClassNames` would say of a class; None where the data does not tell its name, or rows are pairs.
         unlabeled: Rows without a label.
         blocks: Blocks of the model; None where unknown.
         pooling: How a pooled head should read the model; None where it can have none.
@@ -196,7 +195,7 @@ class _Facts:
     rows: int
     classes: int
     most: int
-    names: tuple[str, ...]
+    said: str | None
     unlabeled: int
     blocks: int | None
     pooling: Pooling | None
@@ -237,12 +236,11 @@ def _for_few(facts: _Facts, pooling: Pooling, *, uses_unlabeled: bool) -> list[t
     read = "last token state" if pooling == "last" else f"{pooling} of the token states"
     why = f"{facts.amount}, fewer than {_FEW_LABELS}: the head reads the {read}, with no layer between to be learnt"
     chosen: list[tuple[Strategy | None, str]] = [(PooledHead(pooling), why)]
-    if facts.names and facts.each < _NAMED:
-        named = ClassNames()
-        example = named.templates[0].format(facts.names[0])
-        why = f"fewer than {_NAMED}, so {named.copies} more of each say what it is called, as {example!r}"
-        chosen.insert(0, (named, f"{facts.amount}, {why}"))
-    if facts.task == "single_label_classification" and (facts.most > 1 or len(chosen) > 1):
+    named = facts.said is not None and facts.each < _NAMED
+    if named:
+        why = f"fewer than {_NAMED}, so {ClassNames().copies} more of each say what it is called, as {facts.said!r}"
+        chosen.insert(0, (ClassNames(), f"{facts.amount}, {why}"))
+    if facts.task == "single_label_classification" and (named or facts.most > 1):
         size = min(_LARGEST_BATCH, max(Contrastive().batch_size, _COMPARED * facts.classes))
         why = (
             f"rows of a class are compared with each other and with the rest, {size} at a time, before there is a head"
@@ -279,15 +277,12 @@ def _learner(facts: _Facts) -> tuple[Strategy, str]:
     return SelfTraining(), f"{rows} have the labels that the model is sure of"
 
 
-def _names_in(rows: Rows, task: Task) -> tuple[str, ...]:
-    """Return what the data calls its classes, where `ClassNames` could say it."""
-    if rows.pairs is not None or task != "single_label_classification":
-        return ()
-    labels = Labels.infer(rows.labels or (), task=task, names=rows.label_names, name="train_dataset")
+def _said_of(rows: Rows) -> str | None:
+    """Return the first row that `ClassNames` would add; None where it would refuse these rows."""
     try:
-        return tuple(name_classes(labels, {}, name="ClassNames").values())
-    except ConfigError:
-        return ()
+        return ClassNames().prepare_data(rows).texts[len(rows)]
+    except (ConfigError, DataError):
+        return None
 
 
 def _blocks_of(model: Any, config: Any) -> int | None:

@@ -13,7 +13,7 @@ from lowft.data.labels import Labels
 from lowft.data.rows import Rows, read_rows
 from lowft.errors import ConfigError, DataError
 
-__all__ = ["add_templated_rows", "check_templates", "name_classes", "templated"]
+__all__ = ["add_templated_rows", "check_templates", "templated"]
 
 _PLACE = "{}"
 _NO_WORD = re.compile(r"LABEL[ _]\d+|[\W\d_]*[A-Za-z]?[\W\d_]*|True|False")  # LABEL_0, 3, A2
@@ -92,7 +92,7 @@ def templated(rows: Rows, templates: Sequence[str], copies: int, names: Any, *, 
             f"{name}: each row must have one class, by whose name a sentence can be made; these are labels for "
             f"{labels.task}. Train on the rows as they are."
         )
-    told = name_classes(labels, names, name=name)
+    told = _names_of(labels, names, name=name)
     new = [(template.replace(_PLACE, told[value]), value) for template in templates for value in labels.classes]
     new *= copies
     first = max(rows.numbers + rows.dropped) + 1
@@ -123,17 +123,8 @@ def check_templates(name: str, templates: Any) -> None:
             )
 
 
-def name_classes(labels: Labels, names: Any, *, name: str) -> dict[Any, str]:
-    """Return what each class is called, in words.
-
-    Args:
-        labels: The classes, and what the data calls them.
-        names: What they are called otherwise, by class.
-        name: What messages call the caller.
-
-    Raises:
-        ConfigError: Names that are none, or of unknown classes, or a class that nothing says the name of.
-    """
+def _names_of(labels: Labels, names: Any, *, name: str) -> dict[Any, str]:
+    """Return what each class is called, in words."""
     if not isinstance(names, Mapping):
         raise ConfigError(f"names must say by label what a class is called, as {{0: 'bad', 1: 'good'}}; got {names!r}.")
     for value, said in names.items():

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import weakref
 from typing import Any
 
 import pytest
@@ -11,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from lowft.errors import ConfigError, ModelError
 from lowft.models.layers import Layers, find_layers, layer_table
@@ -310,67 +307,6 @@ def test_lists_of_lists_are_one_stack() -> None:
     layers = find_layers(Grouped(groups))
     assert layers.blocks == ("blocks.0.0", "blocks.1.0", "blocks.1.1", "blocks.1.2", "blocks.2.0", "blocks.2.1")
     assert not layers.shared
-
-
-def test_a_second_look_costs_no_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was found once is found again, by every strategy that asks."""
-    model = tiny_model("bert")
-    first = find_layers(model)
-    monkeypatch.setattr("lowft.models.layers.Trace", None)
-    assert find_layers(model) is first
-    with pytest.raises(TypeError):
-        find_layers(copy.deepcopy(model))  # another model is looked at itself
-
-
-def test_what_was_found_does_not_keep_a_model() -> None:
-    """Also where its forward was replaced by a function that refers to it, the model goes when nobody has it."""
-    model: Any = tiny_model("bert")
-    _reorder(model)
-    find_layers(model)
-    gone = weakref.ref(model)
-    del model
-    gc.collect()
-    assert gone() is None
-
-
-def _add(model: Any) -> None:
-    model.bert.encoder.layer.append(copy.deepcopy(model.bert.encoder.layer[0]))
-
-
-def _leave_out(model: Any) -> None:
-    del model.bert.encoder.layer[1]
-
-
-def _swap(model: Any) -> None:
-    model.bert.encoder.layer[0].output.LayerNorm = nn.Identity()
-
-
-def _tie(model: Any) -> None:
-    model.bert.encoder.layer[1].output.dense.weight = model.bert.encoder.layer[0].output.dense.weight
-
-
-def _reorder(model: Any) -> None:
-    first, second, third = model.bert.encoder.layer
-
-    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        for layer in (third, second, first):
-            hidden_states = layer(hidden_states)
-        assert model.config.num_hidden_layers == 3
-        return BaseModelOutput(last_hidden_state=hidden_states)
-
-    model.bert.encoder.forward = forward
-
-
-@pytest.mark.parametrize("change", [_add, _leave_out, _swap, _tie, _reorder])
-def test_a_model_that_was_changed_is_looked_at_again(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was found before the change is not what stands there now."""
-    model = tiny_model("bert")
-    before = find_layers(model)
-    change(model)
-    after = find_layers(model)
-    assert after != before
-    monkeypatch.setattr("lowft.models.layers._found", {})
-    assert find_layers(model) == after
 
 
 def test_no_blocks_is_an_error_that_says_what_is_there() -> None:
