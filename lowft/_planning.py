@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
-    import torch
 
     from lowft.config import TrainingConfig
     from lowft.data.batching import TokenizedRows
@@ -100,9 +99,8 @@ class _Probe:
         cached: list[Any] = [(whole, part) for whole, part in sides if any(held is part for held in loop.caches.rows)]
         cache_seconds = note.get("filling_seconds", 0.0)
         if cached:
-            device = loop.placement.device
-            cache_seconds *= sum(_padded(whole, device) for whole, _ in cached) / sum(
-                _padded(part.lengths, device) for _, part in cached
+            cache_seconds *= sum(_padded(whole, loop) for whole, _ in cached) / sum(
+                _padded(part.lengths, loop) for _, part in cached
             )
         self.memory.expect(loop, evaluations)
         seconds = run_steps(loop, rows, chosen)
@@ -167,6 +165,7 @@ def _mean_seconds(tokens: Sequence[int], seconds: Sequence[float], epoch: Sequen
     return float(np.mean(seconds))
 
 
-def _padded(lengths: npt.NDArray[np.int64], device: torch.device) -> int:
+def _padded(lengths: npt.NDArray[np.int64], loop: Loop) -> int:
     """Return the tokens, padding included, that the prefix cache computes."""
-    return sum(len(batch) * int(lengths[batch[0]]) for batch in filling_batches(lengths, device))
+    batches = filling_batches(lengths, loop.placement.device, loop.config.tokens_per_batch)
+    return sum(len(batch) * int(lengths[batch[0]]) for batch in batches)

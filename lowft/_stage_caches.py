@@ -186,6 +186,7 @@ class StageCaches:
                 precision=precision,
                 memory_limit=max(0, self.config.prefix_cache_memory // self.placement.processes - held),
                 folder=None if self.config.output_dir is None else Path(self.config.output_dir),
+                tokens_per_batch=self.config.tokens_per_batch,
                 progress=self.config.progress,
                 narrow=not any(type(part).on_loss is not Strategy.on_loss for part in attached.strategy.strategies),
             ),

@@ -90,10 +90,10 @@ class TrainingConfig:
             `batch_size × gradient_accumulation_steps × processes` rows.
         eval_batch_size: Rows in an evaluation batch of one process at most; on a CPU such a batch also holds no more
             than 2,048 tokens, padding included.
-        tokens_per_batch: Tokens in a micro-batch or evaluation batch at most, padding included: batches that hold more
-            are cut, with the same rows in each optimizer step. Give a large `batch_size` with it, so that short rows go
-            together and long ones in small groups. A longer row goes alone; copies that strategies add to a batch come
-            on top. None sets no limit.
+        tokens_per_batch: Tokens in a micro-batch or evaluation batch at most, padding included, and in the passes that
+            caches and strategies make of their own: batches that hold more are cut, with the same rows in each
+            optimizer step. Give a large `batch_size` with it, so that short rows go together and long ones in small
+            groups. A longer row goes alone; copies that strategies add to a batch come on top. None sets no limit.
         gradient_accumulation_steps: Micro-batches in an optimizer step. The gradient equals that of one big
             batch, ragged batches included.
         learning_rate: Peak learning rate of AdamW; None takes 5e-5 × 768 ÷ the model's width, which is 5e-5 for

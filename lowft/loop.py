@@ -89,6 +89,7 @@ class Loop(Amounts):
             self.opening.append(why)
         self.kept = Kept(precision=precision)
         attached.state.precision = precision
+        attached.state.tokens_per_batch = config.tokens_per_batch
         attached.state.progress = config.progress if placement.is_main else False
         self.optimizer = make_optimizer(attached, config)
         self.finished = False

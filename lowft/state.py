@@ -42,7 +42,9 @@ class State:
         train_rows: The tokenised training rows; None in a hand-written loop.
         eval_rows: The tokenised validation rows; None in a hand-written loop, and where there are none.
         precision: In which the model computes, "float32" or "bfloat16": for passes that a strategy makes of its own.
-        progress: Whether passes that a strategy makes of its own show a progress bar; None decides by the terminal.
+        tokens_per_batch: Tokens that such a pass sends through the model at once at most, as the settings say; None
+            where they set no limit.
+        progress: Whether such a pass shows a progress bar; None decides by the terminal.
         stage_is_ended: Whether `end_stage` was called in this stage.
         best_is_forgotten: Whether `forget_best` was called; the run resets it when it has acted on it.
         notes: What `note` was told and the run has not yet written into its history.
@@ -67,6 +69,7 @@ class State:
     train_rows: TokenizedRows | None = field(default=None, repr=False)
     eval_rows: TokenizedRows | None = field(default=None, repr=False)
     precision: str = "float32"
+    tokens_per_batch: int | None = None
     progress: bool | None = None
     stage_is_ended: bool = field(default=False, init=False, repr=False)
     best_is_forgotten: bool = field(default=False, init=False, repr=False)

@@ -1,7 +1,8 @@
 """The one table that sends every strategy, and every pair of them, through train, resume, export and reload.
 
 A new strategy joins by one row in `STRATEGIES`; a pair is every two rows, in both orders. A pair that the
-contracts refuse must be refused with a message that names both.
+contracts refuse must be refused with a message that names both. What is for few labels joins by a row in `FEW_LABELS`,
+whose pairs are `FEW_LABEL_PAIRS`: there are so many of them that only `-m exhaustive` runs them.
 """
 
 from __future__ import annotations
@@ -34,13 +35,24 @@ from lowft.strategies import (
     Probe,
     Prune,
     Quantize,
+    RDrop,
     Reinitialize,
+    SelfTraining,
     Unfreeze,
 )
 from lowft.strategy import Contract, Strategy, chain
 from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 
-__all__ = ["ALLOWED", "REFUSED", "STRATEGIES", "AllHooks", "tiny_rows", "tiny_teacher"]
+__all__ = [
+    "ALLOWED",
+    "FEW_LABELS",
+    "FEW_LABEL_PAIRS",
+    "REFUSED",
+    "STRATEGIES",
+    "AllHooks",
+    "tiny_rows",
+    "tiny_teacher",
+]
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,18 @@ STRATEGIES: dict[str, Strategy] = {
     "every hook": AllHooks(),
 }
 
+_CONTRASTIVE = Contrastive(max_steps=3, learning_rate=5e-3, batch_size=4, stop_below=0)
+FEW_LABELS: dict[str, tuple[Strategy, ...]] = {
+    "class names": (ClassNames({"neg": "bad"}, copies=1),),
+    "pooled head": (PooledHead("attention"),),
+    "pooled head, contrastive": (PooledHead(), _CONTRASTIVE),
+    "probe": (Probe(strengths=(1.0,)),),
+    "R-Drop": (RDrop(),),
+    "self-training": (SelfTraining(0.0, start=0),),
+    "masked words before": (MaskedLanguageModeling(when="before", max_steps=2),),
+}
+FEW_LABEL_PAIRS: dict[str, tuple[Strategy, ...]] = {}
+
 ALLOWED: dict[str, tuple[Strategy, ...]] = {"none": ()}
 REFUSED: dict[str, tuple[Strategy, Strategy]] = {}
 
@@ -180,13 +204,13 @@ for _names in itertools.chain(itertools.permutations(STRATEGIES, 2), itertools.p
         ALLOWED[" + ".join(_names)] = _parts
     elif len(_names) == 2:
         REFUSED[" + ".join(_names)] = (_parts[0], _parts[1])
-# These need each other.
-ALLOWED["class names + pooled head + contrastive + probe"] = (
-    ClassNames({"neg": "bad"}, copies=1),
-    PooledHead("attention"),
-    Contrastive(max_steps=3, learning_rate=5e-3, batch_size=4, stop_below=0),
-    Probe(strengths=(1.0,)),
+ALLOWED |= FEW_LABELS
+ALLOWED["class names + pooled head, contrastive + probe"] = tuple(
+    part for name in ("class names", "pooled head, contrastive", "probe") for part in FEW_LABELS[name]
 )
+for _few, _name in itertools.product(FEW_LABELS, STRATEGIES):
+    FEW_LABEL_PAIRS[f"{_few} + {_name}"] = (*FEW_LABELS[_few], STRATEGIES[_name])
+    FEW_LABEL_PAIRS[f"{_name} + {_few}"] = (STRATEGIES[_name], *FEW_LABELS[_few])
 
 
 def tiny_rows(count: int = 14, seed: int = 0, classes: Sequence[Any] = ("neg", "pos")) -> dict[str, list[Any]]:

@@ -21,6 +21,7 @@ from lowft.errors import TrainingError
 from lowft.strategies import PartialFreeze
 from lowft.trainer import Trainer
 from tests.runs import NO_DROPOUT, note_records, tiny_trainer
+from tests.strategy_cases import tiny_rows
 from tests.test_strategies_table import assert_same, final_weights, make_trainer
 from tests.tiny import tiny_model
 
@@ -131,6 +132,20 @@ def test_the_prefix_cache_serves_the_halves(cached: bool) -> None:
     other = without_dropout(strategies=[PartialFreeze(top=1)], prefix_cache=False)
     other.fit()
     assert trainer._loop.kept.halvings == 1
+    for name, tensor in final_weights(other).items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=0, atol=2e-5)
+
+
+def test_the_prefix_cache_is_filled_in_halves() -> None:
+    """Rows of many lengths that find no room together are computed in parts, and all of them are cached."""
+    rows = {**tiny_rows(20), "text": [f"{text}{' film' * (row % 5)}" for row, text in enumerate(tiny_rows(20)["text"])]}
+    trainer = without_dropout(strategies=[PartialFreeze(top=1)], train_dataset=rows)
+    tried = fail_above(trainer, 4, "evaluation", MemoryError)
+    trainer.fit()
+    assert {20, 10, 5} < set(tried)
+    assert note_records(trainer)[-1]["hit_rate"] == 1
+    other = without_dropout(strategies=[PartialFreeze(top=1)], train_dataset=rows, prefix_cache=False)
+    other.fit()
     for name, tensor in final_weights(other).items():
         torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=0, atol=2e-5)
 

@@ -19,12 +19,14 @@ from lowft.attach import attach
 from lowft.checkpoint import read_json, read_tensors
 from lowft.config import TrainingConfig
 from lowft.errors import LowftError, StrategyConflictError
+from lowft.strategies import SelfTraining
 from lowft.strategy import Strategy
 from lowft.trainer import Trainer
-from tests.strategy_cases import ALLOWED, REFUSED, STRATEGIES, tiny_rows
+from tests.strategy_cases import ALLOWED, FEW_LABEL_PAIRS, FEW_LABELS, REFUSED, STRATEGIES, tiny_rows
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 OTHERS = [arch for arch in ARCHITECTURES if arch != "bert"]
+CASES = ALLOWED | FEW_LABEL_PAIRS
 TEXTS = ["a dull and lazy film", "a warm , funny story about love", "plot"]
 
 
@@ -58,6 +60,7 @@ def make_trainer(folder: Path | None, strategies: tuple[Strategy, ...], arch: st
         "epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3, "save_steps": 1,
         "save_total_limit": 100, "seed": 3, "device": "cpu",
     }  # fmt: skip
+    unlabeled = any(isinstance(part, SelfTraining) for part in strategies)
     return Trainer(
         tiny_model(arch),
         tiny_rows(),
@@ -65,6 +68,7 @@ def make_trainer(folder: Path | None, strategies: tuple[Strategy, ...], arch: st
         strategies=strategies,
         tokenizer=tiny_tokenizer(arch),
         config=TrainingConfig(**(defaults | settings), output_dir=folder),
+        unlabeled_dataset=tiny_rows(6, seed=2)["text"] if unlabeled else None,
     )
 
 
@@ -119,7 +123,7 @@ EXPORTED = [(name, "bert") for name in in_one_order(reversed(ALLOWED))] + [("unf
 @pytest.mark.parametrize("name", in_one_order(ALLOWED))
 def test_resume_is_bit_identical(name: str, tmp_path: Path) -> None:
     """A run stopped and resumed in a new Trainer ends as one that was never stopped: each strategy after any step."""
-    if name == "none" or name in STRATEGIES:
+    if name == "none" or name in STRATEGIES or name in FEW_LABELS:
         check_every_step(name, "bert", tmp_path)
     else:
         check_where_stages_meet(name, "bert", tmp_path)
@@ -134,9 +138,23 @@ def test_resume_at_every_step_on_every_architecture(name: str, arch: str, tmp_pa
     check_every_step(name, arch, tmp_path)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", FEW_LABEL_PAIRS)
+def test_what_is_for_few_labels_goes_with_every_strategy(name: str, tmp_path: Path) -> None:
+    """A pair resumes bit-identically and exports, which verifies it in a fresh process; or it is refused by name."""
+    try:
+        trainer = make_trainer(None, FEW_LABEL_PAIRS[name], epochs=1)
+    except StrategyConflictError as error:
+        assert any(part.name in str(error) for part in FEW_LABEL_PAIRS[name])  # noqa: PT017 - either is right
+        return
+    check_where_stages_meet(name, "bert", tmp_path)
+    trainer.fit()
+    trainer.export(tmp_path / "export", max_drop=None)
+
+
 def run_whole(name: str, arch: str, tmp_path: Path) -> tuple[Trainer, list[int]]:
     """Run a case without a stop, and return it with the steps that it saved."""
-    whole = make_trainer(tmp_path / "whole", ALLOWED[name], arch)
+    whole = make_trainer(tmp_path / "whole", CASES[name], arch)
     whole.fit()
     steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "whole").glob("checkpoint-*"))
     assert len(steps) >= 4
@@ -147,7 +165,7 @@ def resumed_at(step: int, name: str, arch: str, tmp_path: Path) -> tuple[Trainer
     """Return a new Trainer whose folder holds the checkpoint of one step alone."""
     folder = tmp_path / f"from-{step}"
     shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
-    return make_trainer(folder, ALLOWED[name], arch), folder
+    return make_trainer(folder, CASES[name], arch), folder
 
 
 def check_every_step(name: str, arch: str, tmp_path: Path) -> None:

@@ -8,8 +8,20 @@ from typing import Any
 import pytest
 import torch
 
+from lowft.augment import RandomSwap
 from lowft.data.batching import BatchRandom, Example
-from lowft.strategies import Distill, LayerwiseUnfreeze, PartialFreeze, Prune, Quantize, Unfreeze
+from lowft.strategies import (
+    Augment,
+    Distill,
+    LayerwiseUnfreeze,
+    PartialFreeze,
+    PooledHead,
+    Probe,
+    Prune,
+    Quantize,
+    SelfTraining,
+    Unfreeze,
+)
 from lowft.strategy import Strategy
 from lowft.trainer import Trainer
 from tests.runs import NO_DROPOUT, tiny_trainer, train_records, weights
@@ -17,6 +29,7 @@ from tests.strategy_cases import tiny_rows, tiny_teacher
 from tests.test_strategies_table import assert_same
 from tests.tiny import tiny_model
 
+EXAMINED = 4  # rows from which a cache learns what the model is like
 _MOST = 14  # tokens: from one to a few of the rows that `tiny_rows` makes
 
 
@@ -62,12 +75,44 @@ def test_training_is_the_same(strategies: Any) -> None:
     """No batch exceeds the budget, in training and evaluation; losses agree to 1e-5 and steps are as many."""
     (plain, before), (cut, shapes) = run(strategies, most=None), run(strategies)
     assert too_large(before)
-    if not any(isinstance(part, PartialFreeze | LayerwiseUnfreeze) for part in strategies):
-        assert not too_large(shapes)  # a cache is filled in batches of its own
+    caching = any(isinstance(part, PartialFreeze | LayerwiseUnfreeze) for part in strategies)
+    assert not [shape for shape in too_large(shapes) if not caching or shape[0] > EXAMINED]
     assert train_records(plain, "loss") == pytest.approx(train_records(cut, "loss"), abs=1e-5)
     names = ("eval_loss", "eval_accuracy")
     one, other = ([[r[name] for name in names] for r in trainer.history.filter("evaluate")] for trainer in (plain, cut))
     assert one == [pytest.approx(values, abs=1e-4) for values in other]
+
+
+@pytest.mark.parametrize(
+    ("strategies", "bare"),
+    [((PooledHead(), Probe(fine_tune=False)), None), ((SelfTraining(0.0, start=0),), tiny_rows(9, seed=4)["text"])],
+)
+def test_passes_of_a_strategys_own_keep_to_it(strategies: Any, bare: Any) -> None:
+    """Before the first step, the probe reads all rows with a label, and self-training all without one."""
+    (plain, before), (cut, shapes) = (run(strategies, most, unlabeled_dataset=bare) for most in (None, _MOST))
+    assert too_large(before)
+    assert not too_large(shapes)
+    notes = [[record["message"] for record in trainer.history.filter("note")] for trainer in (plain, cut)]
+    assert notes[0][0] == notes[1][0]
+
+
+def test_the_look_for_harm_keeps_to_it() -> None:
+    """Validation rows and what augmenters make of them go through the model in batches like those of evaluations."""
+    trainer = tiny_trainer(
+        strategies=[Augment([RandomSwap(0.5)], drop_harmful=0.5)], train_dataset=tiny_rows(20), tokens_per_batch=_MOST,
+        eval_dataset=tiny_rows(20, seed=3),
+    )  # fmt: skip
+    shapes: list[tuple[int, int]] = []
+
+    def seen(module: Any, _arguments: Any, inputs: dict[str, torch.Tensor]) -> None:
+        if not module.training:
+            shapes.append((inputs["input_ids"].shape[0], inputs["input_ids"].shape[1]))
+
+    trainer.model.register_forward_pre_hook(seen, with_kwargs=True)
+    trainer.fit()
+    assert any("read rightly and surely" in record["message"] for record in trainer.history.filter("note"))
+    assert shapes
+    assert not too_large(shapes)
 
 
 @dataclass(frozen=True)

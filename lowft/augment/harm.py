@@ -62,7 +62,12 @@ class Harm:
 
 
 def measure_harm(
-    model: torch.nn.Module, rows: TokenizedRows, augmenters: Sequence[Augmenter], *, precision: str = "float32"
+    model: torch.nn.Module,
+    rows: TokenizedRows,
+    augmenters: Sequence[Augmenter],
+    *,
+    precision: str = "float32",
+    most_tokens: int | None = None,
 ) -> list[Harm]:
     """Return what each augmenter does to rows that a classifier reads rightly, with a probability of at least 0.8.
 
@@ -74,12 +79,13 @@ def measure_harm(
         rows: Labelled rows.
         augmenters: What changes them.
         precision: In which the model computes.
+        most_tokens: Tokens that go through it at once at most; None sets no limit.
     """
     most = min(len(rows), _MOST_ROWS)
     chosen = sorted(random.Random(0).sample(range(len(rows)), most))
     texts = list(zip(rows.rows.texts, rows.rows.pairs or [None] * len(rows), strict=True))
     assert rows.labels is not None  # noqa: S101 - validation rows have labels
-    likely = _probabilities(model, rows, [texts[row] for row in chosen], precision)
+    likely = _probabilities(model, rows, [texts[row] for row in chosen], precision, most_tokens)
     labels = rows.labels[chosen]
     sure = np.flatnonzero((likely.argmax(axis=1) == labels) & (likely.max(axis=1) >= _SURE))
     found = []
@@ -89,7 +95,8 @@ def measure_harm(
         differ = [at for at, pair in enumerate(varied) if pair != own[at] and not is_empty(pair)]
         misread = 0
         if differ:
-            read = _probabilities(model, rows, [varied[at] for at in differ], precision).argmax(axis=1)
+            changed = [varied[at] for at in differ]
+            read = _probabilities(model, rows, changed, precision, most_tokens).argmax(axis=1)
             misread = int((read != labels[sure[differ]]).sum())
         found.append(Harm(len(differ), misread))
     return found
@@ -103,6 +110,7 @@ def without_harm(
     rows: TokenizedRows,
     *,
     precision: str = "float32",
+    most_tokens: int | None = None,
 ) -> tuple[list[int], str]:
     """Return which augmenters are off from now on, by their numbers, and what was found, as words for a history.
 
@@ -113,22 +121,28 @@ def without_harm(
         model: A classifier of one class a row, trained on such changes.
         rows: Labelled rows.
         precision: In which the model computes.
+        most_tokens: Tokens that go through it at once at most; None sets no limit.
     """
     tested = [index for index in range(len(augmenters)) if index not in off]
-    found = measure_harm(model, rows, [augmenters[index] for index in tested], precision=precision)
+    left = [augmenters[index] for index in tested]
+    found = measure_harm(model, rows, left, precision=precision, most_tokens=most_tokens)
     told, now_off = [], list(off)
     for index, harm in zip(tested, found, strict=True):
         told.append(f"{type(augmenters[index]).__name__} {harm}")
         if harm.chance(allowed) < _LEVEL:
             now_off.append(index)
             told[-1] += f", beyond drop_harmful={allowed:g} and chance: switched off"
-    left = "" if len(now_off) < len(augmenters) else "; no augmenter is left, and rows are trained on alone"
+    rest = "" if len(now_off) < len(augmenters) else "; no augmenter is left, and rows are trained on alone"
     message = "validation rows that are read rightly and surely, and as another class after a change: "
-    return sorted(now_off), f"{message}{'; '.join(told)}{left}"
+    return sorted(now_off), f"{message}{'; '.join(told)}{rest}"
 
 
 def _probabilities(
-    model: torch.nn.Module, like: TokenizedRows, texts: Sequence[tuple[str, str | None]], precision: str
+    model: torch.nn.Module,
+    like: TokenizedRows,
+    texts: Sequence[tuple[str, str | None]],
+    precision: str,
+    most_tokens: int | None,
 ) -> npt.NDArray[np.float32]:
     """Return the probability of each class, `[texts, classes]`, tokens made as for other rows."""
     pairs = None if like.rows.pairs is None else tuple(pair or "" for _, pair in texts)
@@ -141,6 +155,12 @@ def _probabilities(
         progress=False,
     )
     logits = compute_logits(
-        model, rows, batch_size=_TOGETHER, precision=precision, share=process_share(), progress=False
+        model,
+        rows,
+        batch_size=_TOGETHER,
+        most_tokens=most_tokens,
+        precision=precision,
+        share=process_share(),
+        progress=False,
     )
     return torch.from_numpy(logits).softmax(dim=1).numpy()

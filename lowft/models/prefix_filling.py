@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowft._inference import autocast, evaluation_mode, tokens_at_once
+from lowft._memory import is_out_of_memory, release_memory
 from lowft._placement import Placement, device_of
 from lowft._progress import progress_bar
 from lowft.data.epochs import longest_first
@@ -42,6 +45,7 @@ class Filling:
         memory_limit: Bytes that may be held in memory; a larger cache is a file, removed with the cache, and holds as
             many rows as half of the free space has room for.
         folder: Where such a file goes; the system's folder for temporary files if None.
+        tokens_per_batch: Tokens that go through the model at once at most; None leaves it to lowft.
         progress: Whether to show a progress bar; None decides by the terminal.
         narrow: Keep one token of a row where the head reads no more; not where something else looks at the states.
     """
@@ -49,6 +53,7 @@ class Filling:
     precision: str = "float32"
     memory_limit: int = 2 * 1024**3
     folder: Path | None = None
+    tokens_per_batch: int | None = None
     progress: bool | None = None
     narrow: bool = True
 
@@ -93,6 +98,7 @@ def cache_prefix(
         The caches, by their number of blocks.
 
     Raises:
+        RuntimeError: There is no memory for a row alone; a batch that finds none is computed in halves.
         ModelError: The states cannot be reused: the tokenizer pads on the left, the model takes no attention mask, or
             its blocks hand each other more than hidden states; or embeddings alone do not fit in memory.
         OSError: The disk has no room for the file.
@@ -116,7 +122,7 @@ def cache_prefix(
         for prefix in prefixes:
             prefix.examine(sample, narrow=settings.narrow)
         names = tuple(sorted(sample))
-        batches = _distinct(rows, names, device)
+        batches = _distinct(rows, names, device, settings.tokens_per_batch)
         lengths = [length for batch in batches for length in batch.lengths]
 
         def compute(batch: _Batch) -> list[Tensor]:
@@ -136,7 +142,7 @@ def cache_prefix(
         prefixes = prefixes[: len(caches)]
         own = max(_fitting(batches, prefix, store.capacity) for prefix, store in zip(prefixes, stores, strict=True))
         fitting = max(shares.gather(own))
-        done = _in_turn(batches[:fitting], compute, shares)
+        done = _in_turn(batches[:fitting], partial(_in_halves, compute), shares)
         shown = settings.progress if fitting > 1 and shares.is_main else False
         for batch, found in progress_bar(done, "caching frozen layers", shown=shown, leave=False, total=fitting):
             for cache, states in zip(caches, found, strict=True):
@@ -144,9 +150,11 @@ def cache_prefix(
     return {cache.blocks: cache for cache in caches}
 
 
-def filling_batches(lengths: npt.NDArray[np.int64], device: torch.device) -> list[npt.NDArray[np.int64]]:
+def filling_batches(
+    lengths: npt.NDArray[np.int64], device: torch.device, tokens_per_batch: int | None
+) -> list[npt.NDArray[np.int64]]:
     """Return the indices of rows of these lengths in the batches in which a cache is filled, the longest first."""
-    return longest_first(lengths, ROWS_TOGETHER, tokens_at_once(device))
+    return longest_first(lengths, ROWS_TOGETHER, tokens_at_once(device, tokens_per_batch))
 
 
 def _inputs(rows: TokenizedRows, indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
@@ -160,7 +168,9 @@ def _spread(lengths: npt.NDArray[np.int64]) -> list[int]:
     return [int(index) for index in order[places]]
 
 
-def _distinct(rows: Sequence[TokenizedRows], names: tuple[str, ...], device: torch.device) -> list[_Batch]:
+def _distinct(
+    rows: Sequence[TokenizedRows], names: tuple[str, ...], device: torch.device, tokens_per_batch: int | None
+) -> list[_Batch]:
     """Return the rows in batches, longest first, each content once."""
     batches = []
     seen: set[Key] = set()
@@ -173,7 +183,7 @@ def _distinct(rows: Sequence[TokenizedRows], names: tuple[str, ...], device: tor
                 if key not in seen:
                     seen.add(key)
                     new.append((index, key))
-        for places in filling_batches(table.lengths[[index for index, _ in new]], device):
+        for places in filling_batches(table.lengths[[index for index, _ in new]], device, tokens_per_batch):
             part = [new[place] for place in places]
             batches.append(_Batch(table, [index for index, _ in part], [key for _, key in part]))
     return batches
@@ -219,6 +229,26 @@ def _fitting(batches: Sequence[_Batch], prefix: Prefix, capacity: int) -> int:
             return number
         used += sum(batch.lengths) if prefix.reads == "all" else len(batch.lengths)
     return len(batches)
+
+
+def _in_halves(compute: Callable[[_Batch], list[Tensor]], batch: _Batch) -> list[Tensor]:
+    """Return what is computed for a batch, for each half of it alone where memory runs out."""
+    rows = len(batch.keys)
+    try:
+        return compute(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or rows == 1:
+            raise
+    release_memory()
+    halves = [
+        _in_halves(compute, _Batch(batch.rows, batch.indices[part], batch.keys[part]))
+        for part in (slice(rows // 2), slice(rows // 2, rows))
+    ]
+    longest = max(batch.lengths)
+    return [
+        torch.cat([F.pad(states, (0, 0, 0, longest - states.shape[1])) for states in both])
+        for both in zip(*halves, strict=True)
+    ]
 
 
 def _in_turn(

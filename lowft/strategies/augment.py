@@ -258,7 +258,7 @@ class Augment(Strategy):
                 assert state.eval_rows is not None  # noqa: S101 - refused at the start
                 memory["off"], message = without_harm(
                     self.augmenters, memory.get("off", []), self.drop_harmful, state.model, state.eval_rows,
-                    precision=state.precision,
+                    precision=state.precision, most_tokens=state.tokens_per_batch,
                 )  # fmt: skip
                 state.note(f"Augment: {message}")
         quieter = dataclasses.replace(self)

@@ -117,8 +117,10 @@ class MaskedLanguageModeling(Strategy):
                 "MaskedLanguageModeling(when='before') teaches the layers below the task's head, and the first stage "
                 "trains none of them: let PartialFreeze or LayerwiseUnfreeze train some at first, or leave one out"
             )
+        # Not that of a stage which another strategy has put in front with a pace of its own.
+        like = next((stage for stage in stages if not stage.prepares), stages[0])
         front = dataclasses.replace(
-            stages[0],
+            like,
             name=_STAGE,
             prepares=True,
             labeled_only=False,
@@ -126,7 +128,7 @@ class MaskedLanguageModeling(Strategy):
             gates=(),
             epochs=self.epochs,
             max_steps=self.max_steps,
-            learning_rate=self.learning_rate or stages[0].learning_rate,
+            learning_rate=self.learning_rate or like.learning_rate,
         )
         rest = (
             dataclasses.replace(stage, trainable=(everything if stage.trainable is None else stage.trainable) - own)

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from lowft._inference import tokens_at_once
+from lowft._placement import device_of
 from lowft._settings import check_flag, check_whole
+from lowft.data.epochs import longest_first
 from lowft.errors import StrategyConflictError, TrainingError
 from lowft.models.probing import STRENGTHS, check_strengths, find_output_layer, probe_head_
 from lowft.strategy import Contract, Strategy
@@ -86,8 +89,10 @@ class Probe(Strategy):
                 "Probe reads the training rows of the Trainer, which a loop of your own does not have: call "
                 "lowft.probe_head_(model, batches) before the loop instead"
             )
-        order = rows.labelled[rows.lengths[rows.labelled].argsort(kind="stable")]
-        batches = (rows.collate(order[start : start + _ROWS].tolist()) for start in range(0, len(order), _ROWS))
+        known = rows.labelled[::-1]  # so that of rows as long as each other the first stays the first
+        most = tokens_at_once(device_of(state.model), state.tokens_per_batch)
+        ordered = [known[batch[::-1]].tolist() for batch in reversed(longest_first(rows.lengths[known], _ROWS, most))]
+        batches = (rows.collate(batch) for batch in ordered)
         report = probe_head_(state.model, batches, strengths=self.strengths, folds=self.folds)
         memory["done"] = True
         state.forget_best()

@@ -94,6 +94,7 @@ class SelfTraining(Strategy):
             state.model,
             rows.select(bare.tolist()),
             batch_size=_TOGETHER,
+            most_tokens=state.tokens_per_batch,
             precision=state.precision,
             share=process_share(),
             progress=state.progress,

@@ -48,7 +48,7 @@ def _read_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let validation rows be read rightly and surely, but for those with "unfunny": a tiny model learns less."""
     SEEN.clear()
 
-    def read(model: Any, like: Any, texts: Any, precision: str) -> Any:
+    def read(model: Any, like: Any, texts: Any, *_settings: Any) -> Any:
         own = dict(zip(like.rows.texts, like.labels, strict=True))
         labels = [own[max((known for known in own if text.startswith(known)), key=len)] for text, _ in texts]
         wrong = ["unfunny" in text for text, _ in texts]

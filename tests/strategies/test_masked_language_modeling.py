@@ -173,8 +173,11 @@ def test_rows_without_labels_teach() -> None:
 
 
 def test_rows_without_labels_teach_before_a_stage_that_leaves_them_out() -> None:
-    """In front of the contrastive stage, which takes labelled rows alone, one pass is still one over all rows."""
-    few = [PooledHead(), Contrastive(max_steps=1, batch_size=4), Probe(strengths=(1.0,))]
+    """In front of the contrastive stage, which takes labelled rows alone, one pass is still one over all rows.
+
+    It goes at the run's own pace, not at that of the stage behind it.
+    """
+    few = [PooledHead(), Contrastive(max_steps=1, batch_size=4, layer_decay=0.9), Probe(strengths=(1.0,))]
     trainer = tiny_trainer(
         strategies=[*few, MaskedLanguageModeling(when="before")], batch_size=2, max_steps=1,
         unlabeled_dataset=tiny_rows(20, seed=5)["text"],
@@ -182,7 +185,11 @@ def test_rows_without_labels_teach_before_a_stage_that_leaves_them_out() -> None
     trainer.fit()
     stages = [record["stage_name"] for record in trainer.history.filter("train")]
     rows = len(tiny_rows()["text"]) + 20
-    assert stages == ["masked words"] * math.ceil(rows / 4) + ["contrastive", "training"]
+    assert stages == ["masked words"] * math.ceil(rows / 2) + ["contrastive", "training"]
+    masked, contrastive, training = trainer._loop.attached.stages
+    assert contrastive.learning_rate == 1e-4
+    assert masked.learning_rate is training.learning_rate is None
+    assert (masked.layer_decay, contrastive.layer_decay) == (training.layer_decay, 0.9)
 
 
 def test_the_stage_before_ends_with_its_last_weights() -> None:
