@@ -196,8 +196,8 @@ def augmented(found: Found, folder: Path) -> None:
     sure, harm._SURE = harm._SURE, 0.0
     read = harm._probabilities
 
-    def spoilt(model: Any, like: Any, texts: Any, *settings: Any) -> Any:
-        likely = read(model, like, texts, *settings)
+    def spoilt(model: Any, like: Any, texts: Any, precision: str, most_tokens: int | None) -> Any:
+        likely = read(model, like, texts, precision, most_tokens)
         own = dict(zip(zip(like.rows.texts, [None] * len(like), strict=True), like.labels, strict=True))
         for row, pair in enumerate(texts):  # the rows themselves are read rightly, and spoilt ones wrongly
             if pair in own:
