@@ -30,20 +30,25 @@ CASES = ALLOWED | FEW_LABEL_PAIRS
 TEXTS = ["a dull and lazy film", "a warm , funny story about love", "plot"]
 
 
+UNFIT = {
+    "distill hidden": {"albert", "gpt2", "llama", "t5"},  # whose tokens or layers are not those of its teacher, a BERT
+    "masked words": {"gpt2", "llama", "t5"},  # which do not read both ways
+    "reinitialize": {"albert"},  # whose one block cannot be drawn anew in part
+    "biases": {"llama", "modernbert", "t5"},  # which have no bias below the head
+    "R-Drop": {"llama", "modernbert"},  # which drop nothing
+}
+
+
 def fits(name: str, arch: str) -> bool:
     """Say whether an architecture has what a case trains.
 
-    Three have no bias below the head. ALBERT's blocks share their weights: without the embeddings, the last stage has
-    nothing that the one before it had not.
+    The heads of GPT-2 and Llama read every token, which the probe does not take unless they are pooled. ALBERT's blocks
+    share their weights: without the embeddings, the last stage has nothing that the one before it had not.
     """
-    if "distill hidden" in name and arch in {"albert", "gpt2", "llama", "t5"}:
-        return False  # its teacher is a BERT: they read a text as other tokens, or have one layer that runs many times
-    if "masked words" in name and arch in {"gpt2", "llama", "t5"}:
-        return False  # they do not read both ways
-    if "reinitialize" in name and arch == "albert":
-        return False  # its one block cannot be drawn anew in part
-    if "biases" in name:
-        return arch not in {"llama", "modernbert", "t5"}
+    if any(part in name and arch in architectures for part, architectures in UNFIT.items()):
+        return False
+    if "probe" in name and "pooled" not in name:
+        return arch not in {"gpt2", "llama"}
     return not (arch == "albert" and "embeddings frozen" in name and "unfreeze" in name)
 
 
