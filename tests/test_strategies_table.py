@@ -108,17 +108,17 @@ def final_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def in_one_order(names: Iterable[str]) -> list[str]:
-    """Return the cases; of a pair that is allowed in both orders the first of them alone.
+    """Return the cases; of strategies that are allowed in several orders the first of these alone.
 
-    It is resumed in one order, and exported in the other; `-m exhaustive` resumes both.
+    They are resumed in the first order, and exported in the last; `-m exhaustive` resumes each.
     """
     seen: set[frozenset[str]] = set()
     found = []
     for name in names:
-        parts = name.split(" + ")
-        if len(parts) != 2 or frozenset(parts) not in seen:
+        parts = frozenset(name.split(" + "))
+        if parts not in seen:
             found.append(name)
-        seen.add(frozenset(parts))
+        seen.add(parts)
     return found
 
 
