@@ -138,7 +138,8 @@ def test_the_prefix_cache_serves_the_halves(cached: bool) -> None:
 
 def test_the_prefix_cache_is_filled_in_halves() -> None:
     """Rows of many lengths that find no room together are computed in parts, and all of them are cached."""
-    rows = {**tiny_rows(20), "text": [f"{text}{' film' * (row % 5)}" for row, text in enumerate(tiny_rows(20)["text"])]}
+    rows = tiny_rows(20)
+    rows["text"] = [text + " film" * (row % 5) for row, text in enumerate(rows["text"])]
     trainer = without_dropout(strategies=[PartialFreeze(top=1)], train_dataset=rows)
     tried = fail_above(trainer, 4, "evaluation", MemoryError)
     trainer.fit()

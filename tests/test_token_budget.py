@@ -29,7 +29,7 @@ from tests.strategy_cases import tiny_rows, tiny_teacher
 from tests.test_strategies_table import assert_same
 from tests.tiny import tiny_model
 
-EXAMINED = 4  # rows from which a cache learns what the model is like
+_EXAMINED = 4  # rows from which a cache learns what the model is like
 _MOST = 14  # tokens: from one to a few of the rows that `tiny_rows` makes
 
 
@@ -76,7 +76,7 @@ def test_training_is_the_same(strategies: Any) -> None:
     (plain, before), (cut, shapes) = run(strategies, most=None), run(strategies)
     assert too_large(before)
     caching = any(isinstance(part, PartialFreeze | LayerwiseUnfreeze) for part in strategies)
-    assert not [shape for shape in too_large(shapes) if not caching or shape[0] > EXAMINED]
+    assert not [shape for shape in too_large(shapes) if not caching or shape[0] > _EXAMINED]
     assert train_records(plain, "loss") == pytest.approx(train_records(cut, "loss"), abs=1e-5)
     names = ("eval_loss", "eval_accuracy")
     one, other = ([[r[name] for name in names] for r in trainer.history.filter("evaluate")] for trainer in (plain, cut))

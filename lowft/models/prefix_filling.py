@@ -45,7 +45,8 @@ class Filling:
         memory_limit: Bytes that may be held in memory; a larger cache is a file, removed with the cache, and holds as
             many rows as half of the free space has room for.
         folder: Where such a file goes; the system's folder for temporary files if None.
-        tokens_per_batch: Tokens that go through the model at once at most; None leaves it to lowft.
+        tokens_per_batch: Tokens that go through the model at once at most, but in the trial of a few rows before; None
+            leaves it to lowft.
         progress: Whether to show a progress bar; None decides by the terminal.
         narrow: Keep one token of a row where the head reads no more; not where something else looks at the states.
     """
