@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-__all__ = ["Placement", "device_of", "find_placement", "process_share"]
+__all__ = ["Placement", "device_of", "find_placement", "gather", "process_share"]
 
 # What `accelerate launch` tells its processes, and of what.
 _DIVIDES = {
@@ -61,11 +61,7 @@ class Placement:
 
     def gather(self, value: object) -> list[Any]:
         """Return every process's value, in order of rank."""
-        if self.processes == 1:
-            return [value]
-        from accelerate.utils import gather_object
-
-        return list(gather_object([value]))
+        return [value] if self.processes == 1 else gather(value)
 
     def on_main(self, act: Callable[[], object]) -> None:
         """Let the main process act while the others wait; if it fails, every process raises, so that none waits on.
@@ -103,6 +99,20 @@ def process_share() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def gather(value: object) -> list[Any]:
+    """Return every process's value, in order of rank; all must call it, and each gives something that pickles.
+
+    >>> gather(7)
+    [7]
+    """
+    _, processes = process_share()
+    if processes == 1:
+        return [value]
+    values: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def find_placement(device: str | None) -> Placement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,20 +78,19 @@ def _backward(
     """Add up the gradients of a step's micro-batches; return their losses, and each with the losses of its rows."""
     attached, placement = loop.attached, loop.placement
     assert loop.forward is not None  # noqa: S101 - entered with the stage
-    weights: Sequence[float | None] = [None] * len(pieces)
+    weights: Sequence[tuple[float | None, float]] = [(None, 1.0)] * len(pieces)
     if loop.train_rows.unlabelled:
         weights = label_weights(pieces, placement)
     losses: list[Tensor] = []
     seen: list[tuple[Batch, Tensor]] = []
     for index, (part, piece) in enumerate(pieces):
-        batch, on_cpu = _on_device(loop, piece)
+        known, bare = weights[index]
+        batch, on_cpu = _on_device(loop, replace(piece, unlabelled_weight=bare))
         with placement.exchange(loop.forward, last=index == len(pieces) - 1):
             with autocast(loop.kept.precision, placement.device), loop.caches.serving(batch.inputs, on_cpu):
                 outputs = loop.forward(**batch.inputs)
             logits, labels = logits_of(outputs).float(), _labels(batch)
-            loss, row_losses = task_loss(
-                loop.loss_fn, logits, labels, weights[index], attached.row_weights(outputs, batch)
-            )
+            loss, row_losses = task_loss(loop.loss_fn, logits, labels, known, attached.row_weights(outputs, batch))
             loss = attached.on_loss(loss, outputs, batch)
             # DDP averages over processes; shares already add up to one over all of them.
             torch.autograd.backward(loss * (part.share * placement.processes))

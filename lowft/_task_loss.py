@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from lowft.data.unlabeled import has_label
@@ -22,22 +23,24 @@ if TYPE_CHECKING:
 __all__ = ["label_weights", "task_loss"]
 
 
-def label_weights(pieces: Sequence[tuple[MicroBatch, Batch]], placement: Placement) -> list[float]:
-    """Return by what to multiply each micro-batch's mean over labelled rows.
+def label_weights(pieces: Sequence[tuple[MicroBatch, Batch]], placement: Placement) -> list[tuple[float, float]]:
+    """Return by what to multiply each micro-batch's mean over labelled rows, and that over the others.
 
-    A micro-batch enters the optimizer step with its share of all rows; times its weight, that is its share of the
-    labelled ones.
+    A micro-batch enters the optimizer step with its share of all rows; times its weights, that is its share of the
+    labelled ones and of those without a label.
 
     Args:
         pieces: The micro-batches of this process.
         placement: The processes of the run.
     """
-    counts = []
-    for part, batch in pieces:
-        known = 0 if batch.labels is None or part.share == 0 else int(has_label(batch.labels).sum())
-        counts.append(known)
-    total = sum(placement.gather(sum(counts)))
-    return [count / total / part.share if count else 0.0 for count, (part, _) in zip(counts, pieces, strict=True)]
+    known = [int(batch.labelled.sum()) for _, batch in pieces]
+    counts = np.array([[count, len(batch) - count] for count, (_, batch) in zip(known, pieces, strict=True)])
+    shares = np.array([[part.share] for part, _ in pieces])
+    counts[shares[:, 0] == 0] = 0  # a row that is there so that every process has one counts for nothing
+    totals = np.sum(placement.gather(counts.sum(axis=0)), axis=0)
+    # Where nothing was counted there is no mean to be multiplied.
+    weights = counts / np.where(totals > 0, totals, 1) / np.where(shares > 0, shares, 1)
+    return [(labelled, others) for labelled, others in weights.tolist()]
 
 
 def task_loss(

@@ -18,7 +18,7 @@ from tests.test_strategies_table import assert_same
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 600  # many times what it takes: a process that waits for the other in vain is what must be found
-STEPS = {"plain": 4, "limited": 4, "staged": 8, "taught": 6, "compared": 7, "augmented": 4}
+STEPS = {"plain": 4, "limited": 4, "staged": 8, "taught": 6, "compared": 7, "augmented": 4, "self-taught": 6}
 Read = Callable[[str, int], tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
 
@@ -136,6 +136,17 @@ def test_processes_switch_the_same_augmenter_off(one: Read, two: Read) -> None:
     ]
     assert messages[0] == messages[1]
     assert any("Spoilt 8 of 8 (100.0%), beyond" in message for message in messages[0])
+
+
+def test_processes_share_what_the_model_says_of_rows(one: Read, two: Read) -> None:
+    """Every row has a label in the second epoch, whichever process read it, and both tell of all rows and copies."""
+    found = [one("self-taught", 0), *(two("self-taught", rank) for rank in (0, 1))]
+    alone, first, second = (
+        [record["message"] for record in records["records"] if record["event"] == "note"] for _, records in found
+    )
+    assert alone == first == second
+    assert "SelfTraining: 7 rows were trained on labels of the model's own" in "\n".join(alone)
+    assert len([message for message in alone if message.startswith("Augment: ")]) == 2
 
 
 def test_the_stages_change_what_trains(two: Read) -> None:

@@ -13,7 +13,7 @@ import torch
 from lowft.augment import RandomSwap
 from lowft.data.batching import BatchRandom, Example
 from lowft.errors import CheckpointMismatchError, ConfigError, DataError
-from lowft.strategies import Augment, Distill, PartialFreeze
+from lowft.strategies import Augment, Distill, PartialFreeze, SelfTraining
 from lowft.strategy import Contract, Strategy
 from lowft.trainer import Trainer
 from tests.runs import NO_DROPOUT, tiny_trainer, weights
@@ -89,6 +89,15 @@ def test_accumulated_gradients_are_those_of_one_batch(kind: str, tmp_path: Path)
         assert one.keys() == other.keys()
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_labels_of_the_models_own_weigh_the_same_in_any_micro_batch() -> None:
+    """So do those of copies; micro-batches hold different numbers of rows without a label, and of copies."""
+    strategies: list[Strategy] = [Augment([RandomSwap(0.5)], probability=0.5), SelfTraining(0.0, start=0)]
+    whole = gradients(tiny_rows(), strategies, MORE, batch_size=23)
+    parts = gradients(tiny_rows(), strategies, MORE, batch_size=6, gradient_accumulation_steps=4)
+    for name, value in whole[0].items():
+        torch.testing.assert_close(parts[0][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_loss_on_labels_is_the_mean_over_labelled_rows() -> None:

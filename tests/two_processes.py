@@ -22,7 +22,7 @@ from lowft.augment import Augmenter, RandomDeletion, RandomSwap, harm
 from lowft.checkpoint import write_json, write_tensors
 from lowft.data.batching import Batch
 from lowft.state import State
-from lowft.strategies import Augment, Contrastive, Distill, LayerwiseUnfreeze, PooledHead, Unfreeze
+from lowft.strategies import Augment, Contrastive, Distill, LayerwiseUnfreeze, PooledHead, SelfTraining, Unfreeze
 from lowft.strategy import Strategy
 from lowft.trainer import Trainer
 from tests.runs import NO_DROPOUT, NUMBERED, seven_is_nan, tiny_trainer, weights
@@ -164,6 +164,21 @@ def compared(found: Found, folder: Path) -> None:
     trainer.fit()
     everywhere = sorted(text for texts in trainer._placement.gather(TEXTS) for text in texts)
     found.keep("compared", trainer, texts=everywhere)
+
+
+def self_taught(found: Found, folder: Path) -> None:
+    """Learn from answers of the epoch before, to rows that another process then read, and leave misread copies out."""
+    trainer = tiny_trainer(
+        model=tiny_model("bert", **NO_DROPOUT),
+        train_dataset=tiny_rows(13),
+        unlabeled_dataset=tiny_rows(7, seed=5)["text"],
+        batch_size=4 // PROCESSES,
+        strategies=[Augment([RandomSwap(0.5)], drop_misread=0.5), SelfTraining(0.0)],
+        load_best_model_at_end=False,
+        **STEADY,
+    )
+    trainer.fit()
+    found.keep("self-taught", trainer)
 
 
 def begun_again(found: Found, folder: Path) -> None:
@@ -318,6 +333,7 @@ def main() -> None:
     taught(found, folder)
     compared(found, folder)
     augmented(found, folder)
+    self_taught(found, folder)
     if PROCESSES > 1:
         begun_again(found, folder)
         stopped_and_resumed(found, folder)

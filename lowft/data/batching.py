@@ -60,12 +60,15 @@ class Batch:
             others has −100 for a class, NaN for numbers and multi-hot (`labelled` tells).
         rows: The numbers of the rows in the caller's data, for messages.
         texts: What was tokenised, as changed by strategies: the text and the second text, or None, of each row.
+        unlabelled_weight: What a mean over the rows without a label is multiplied by, so that the micro-batches of a
+            step add up to the mean over all such rows of the step; 1 in a loop of your own.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None = None
     rows: tuple[int, ...] = ()
     texts: tuple[tuple[str, str | None], ...] = ()
+    unlabelled_weight: float = 1.0
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from lowft._inference import logits_of
+from lowft._placement import gather
 from lowft._settings import check_choice, check_real, check_whole
 from lowft.augment import Augmenter
 from lowft.augment.bank import VariantBank, change, is_empty, prepare_all
@@ -321,8 +322,14 @@ class Augment(Strategy):
         return loss + self.consistency * distance / (len(set(first)) * self.copies)
 
     def before_step(self, state: State) -> None:
-        """Say at the end of a stage what became of the copies."""
-        if self.drop_misread is not None and state.stage_step + 1 == state.stage_steps:
+        """Count the copies that were left out; say at the end of a stage how many these were."""
+        if self.drop_misread is None:
+            return
+        memory = state.memory_of(self.name)
+        for copies, misread in gather(memory.pop("step", [0, 0])):
+            memory["copies"] = memory.get("copies", 0) + copies
+            memory["misread"] = memory.get("misread", 0) + misread
+        if state.stage_step + 1 == state.stage_steps:
             self._tell(state)
 
     @property
@@ -387,8 +394,8 @@ class Augment(Strategy):
         sure, taken_for = likely.max(dim=1)
         right = taken_for == labels
         misread = is_copy & labelled.to(is_copy.device) & right[first] & ~right & (sure >= self.drop_misread)
-        memory["copies"] = memory.get("copies", 0) + int((is_copy & labelled).sum())
-        memory["misread"] = memory.get("misread", 0) + int(misread.sum())
+        counted = (int((is_copy & labelled).sum()), int(misread.sum()))
+        memory["step"] = [before + now for before, now in zip(memory.get("step", [0, 0]), counted, strict=True)]
         return misread
 
     def _tell(self, state: State) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lowft._placement import process_share
+from lowft._placement import gather
 from lowft._settings import check_real
 from lowft.errors import ConfigError, DataError, ModelError
 from lowft.losses import supervised_contrastive
@@ -143,7 +143,8 @@ class Contrastive(Strategy):
         # No head has been asked yet: the last weights of the stage count, not those a random head liked best.
         state.forget_best()
         memory = state.memory_of(self.name)
-        excess, parts = _of_all_processes(memory["excess"], memory["parts"])
+        # Of all processes, so that all of them end in the same step.
+        excess, parts = (sum(values) for values in zip(*gather((memory["excess"], memory["parts"])), strict=True))
         memory.update(excess=0.0, parts=0)
         if parts and excess / parts < self.stop_below:
             state.end_stage()
@@ -151,13 +152,3 @@ class Contrastive(Strategy):
                 f"the contrastive stage ends after {state.stage_step + 1} of {self.max_steps} steps: its loss is "
                 f"{excess / parts:.2f} above the least that is possible, less than stop_below={self.stop_below:g}"
             )
-
-
-def _of_all_processes(excess: float, parts: int) -> tuple[float, int]:
-    """Return the sums over all processes, so that all of them end in the same step."""
-    _, processes = process_share()
-    if processes == 1:
-        return excess, parts
-    sums: list[Any] = [None] * processes
-    torch.distributed.all_gather_object(sums, (excess, parts))
-    return sum(one for one, _ in sums), sum(count for _, count in sums)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lowft._inference import compute_logits, logits_of
-from lowft._placement import process_share
+from lowft._placement import gather, process_share
 from lowft._settings import check_real, check_whole
 from lowft.consistency import confidence_of, first_of_row, task_of
 from lowft.errors import ConfigError, TrainingError
@@ -127,15 +127,22 @@ class SelfTraining(Strategy):
                 each = F.cross_entropy(logits[places], given, reduction="sum")
             else:
                 each = F.binary_cross_entropy_with_logits(logits[places], given.float(), reduction="none").mean(1).sum()
-            loss = loss + self.weight * each / len(bare)
+            loss = loss + self.weight * batch.unlabelled_weight * each / len(bare)
         first = first_of_row(batch.rows)
         self._remember(logits.detach(), batch, [place for place in bare if first[place] == place], task, memory)
         return loss
 
     def before_step(self, state: State) -> None:
-        """Say at the end of a stage how many labels there were."""
+        """Collect what the step's rows were taken for; say at the end of a stage how many labels there were."""
+        memory = self._memory(state)
+        said: dict[str, Any] = {}
+        for own in reversed(gather(memory["step"])):  # each process has read its own rows, and may come to any other
+            said |= own
+        memory["next"] |= {row: answer for row, answer in said.items() if answer is not None}
+        memory["seen"] += len(said)
+        memory["step"] = {}
         if state.stage_step + 1 == state.stage_steps:
-            self._tell(state, self._memory(state))
+            self._tell(state, memory)
 
     def _memory(self, state: State) -> dict[str, Any]:
         """Return labels in use and those collected for the next epoch; they change places when one begins."""
@@ -147,16 +154,14 @@ class SelfTraining(Strategy):
                 self._tell(state, memory)
             said = memory["next"] if begun else memory.pop("given", {})
             memory["labels"] = said if state.epoch >= self.start else {}
-            memory["next"], memory["seen"], memory["epoch"] = {}, 0, now
+            memory.update(next={}, seen=0, step={}, epoch=now)
         return memory
 
     def _remember(self, logits: Tensor, batch: Batch, places: list[int], task: Task, memory: dict[str, Any]) -> None:
-        """Collect what the model is sure of."""
-        if not places:
-            return
-        memory["seen"] += len(places)
-        for place, answer in self._sure(logits[places], task).items():
-            memory["next"][str(batch.rows[places[place]])] = answer
+        """Note what the model says of rows in this step, None where it is not sure; once more if the step is."""
+        if places:
+            sure = self._sure(logits[places], task)
+            memory["step"] |= {str(batch.rows[row]): sure.get(place) for place, row in enumerate(places)}
 
     def _sure(self, logits: Tensor, task: Task) -> dict[int, Any]:
         """Return the answers that the model is sure of, by the place of their row."""

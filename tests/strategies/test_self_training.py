@@ -41,6 +41,7 @@ def test_sure_answers_are_labels_in_the_next_epoch(labels: torch.Tensor, expecte
     """In the first epoch nothing is added; in the next the cross-entropy of the sure rows, over all without label."""
     strategy, state = SelfTraining(0.9, weight=2.0), State(torch.nn.Linear(2, 2), Stage(), stage_steps=9)
     assert strategy.on_loss(torch.tensor(1.0), LOGITS, batch(labels), state) == 1
+    strategy.before_step(state)
     state.epoch = 1
     found = strategy.on_loss(torch.tensor(1.0), LOGITS, batch(labels), state)
     assert found.item() == pytest.approx(1 + 2 * sum(expected) / 3, abs=1e-4)
@@ -53,6 +54,7 @@ def test_several_labels_are_given_together() -> None:
     strategy, state = SelfTraining(0.9), State(torch.nn.Linear(2, 2), Stage(), stage_steps=9)
     labels, logits = torch.full((4, 2), torch.nan), torch.full((4, 2), 5.0)
     strategy.on_loss(torch.tensor(0.0), logits, batch(labels), state)
+    strategy.before_step(state)
     state.epoch = 1
     expected = torch.nn.functional.softplus(torch.tensor(-5.0)).item()
     found = strategy.on_loss(torch.tensor(0.0), logits, batch(labels), state).item()
@@ -65,6 +67,7 @@ def test_it_starts_when_it_is_told_to() -> None:
     labels, added = torch.tensor([1, -100, -100, -100]), []
     for state.epoch in range(3):
         added.append(strategy.on_loss(torch.tensor(0.0), LOGITS, batch(labels), state).item())
+        strategy.before_step(state)
     assert added[:2] == [0, 0]
     assert added[2] > 0
 
