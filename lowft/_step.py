@@ -16,6 +16,7 @@ from lowft._randomness import seeded
 from lowft._task_loss import label_weights, task_loss
 from lowft.data.epochs import halved
 from lowft.errors import NonFiniteError, TrainingError
+from lowft.strategy import Strategy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lowft.data.batching import Batch
     from lowft.data.epochs import MicroBatch
     from lowft.loop import Loop
+    from lowft.strategy import Chain
 
 __all__ = ["train_step"]
 
@@ -40,7 +42,7 @@ def train_step(loop: Loop, parts: Sequence[MicroBatch], batches: Iterator[Batch]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            _halve_or_raise(loop, max(len(batch) for _, batch in collated), error)
+            _halve_or_raise(loop, max(len(batch.places) for _, batch in collated), error)
         # Out here, where the error no longer keeps what was computed alive.
         release_memory()
 
@@ -79,7 +81,7 @@ def _backward(
     attached, placement = loop.attached, loop.placement
     assert loop.forward is not None  # noqa: S101 - entered with the stage
     weights: Sequence[tuple[float | None, float]] = [(None, 1.0)] * len(pieces)
-    if loop.train_rows.unlabelled:
+    if loop.train_rows.unlabelled or _makes_copies(attached.strategy):
         weights = label_weights(pieces, placement)
     losses: list[Tensor] = []
     seen: list[tuple[Batch, Tensor]] = []
@@ -97,6 +99,11 @@ def _backward(
         losses.append(loss.detach() * part.share)
         seen.append((batch, row_losses))
     return losses, seen
+
+
+def _makes_copies(chain: Chain) -> bool:
+    """Tell whether micro-batches of as many rows may hold different numbers of labels."""
+    return any(type(strategy).on_examples is not Strategy.on_examples for strategy in chain.strategies)
 
 
 def _on_device(loop: Loop, piece: Batch) -> tuple[Batch, dict[str, Tensor]]:

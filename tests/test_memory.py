@@ -15,10 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowft.augment import RandomSwap
 from lowft.data.batching import Batch
 from lowft.data.epochs import MicroBatch, halved
 from lowft.errors import TrainingError
-from lowft.strategies import PartialFreeze
+from lowft.strategies import Augment, PartialFreeze
 from lowft.trainer import Trainer
 from tests.runs import NO_DROPOUT, note_records, tiny_trainer
 from tests.strategy_cases import tiny_rows
@@ -123,6 +124,23 @@ def test_an_evaluation_goes_on_with_fewer_rows() -> None:
     assert tried == [5, 3, 2, 2, 1]
 
 
+def test_copies_stay_with_their_rows() -> None:
+    """What compares a row with its copies does so in halves too, and each label counts as much as in the whole."""
+
+    def run(consistency: float, rows: int) -> dict[str, torch.Tensor]:
+        augment = Augment([RandomSwap(0.9)], copies=2, probability=0.6, consistency=consistency, drop_misread=0.5)
+        trainer = without_dropout(strategies=[augment])
+        fail_above(trainer, rows, "forward", MemoryError)
+        trainer.fit()
+        assert trainer._loop.kept.halvings == (0 if rows == 99 else 2)
+        return final_weights(trainer)
+
+    whole, halves, without = run(5.0, 99), run(5.0, 6), run(0.0, 99)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(halves[name], tensor, rtol=0, atol=2e-5)
+    assert max((whole[name] - without[name]).abs().max() for name in whole) > 1e-2
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_prefix_cache_serves_the_halves(cached: bool) -> None:
     """The frozen layers' output of each half is that of its own rows."""
@@ -185,17 +203,22 @@ def test_a_resumed_run_begins_with_the_halves(tmp_path: Path) -> None:
 
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(0, 5))
 def test_halves_hold_every_row_once(rows: int, copies: int, times: int) -> None:
-    """Pieces follow the order of the batch and share its part of the step, whether or not there are copies."""
+    """Pieces follow the order of the rows, which keep their copies, and share the batch's part of the step."""
     numbers = torch.arange(rows * copies)
-    batch = Batch({"input_ids": numbers[:, None]}, numbers, tuple(numbers.tolist()))
-    pieces = halved(MicroBatch(tuple(range(rows)), 0.25), batch, times)
-    assert torch.cat([piece.inputs["input_ids"] for _, piece in pieces]).flatten().tolist() == numbers.tolist()
-    assert [row for _, piece in pieces for row in piece.rows] == numbers.tolist()
-    assert sum(part.share for part, _ in pieces) == pytest.approx(0.25)
-    assert len(pieces) == min(2**times, rows * copies)
-    assert all(part.share == pytest.approx(0.25 * len(piece) / len(batch)) for part, piece in pieces)
-    if copies == 1:
-        assert [index for part, _ in pieces for index in part.indices] == list(range(rows))
+    texts = tuple((str(number), None) for number in numbers.tolist())
+    batch = Batch({"input_ids": numbers[:, None]}, numbers, tuple(range(rows)) * copies, texts)
+    pieces = halved(MicroBatch(tuple(range(7, 7 + rows)), 0.25), batch, times)
+    assert len(pieces) == min(2**times, rows)
+    assert [index for part, _ in pieces for index in part.indices] == list(range(7, 7 + rows))
+    for part, piece in pieces:
+        own = [index - 7 for index in part.indices]
+        assert list(piece.rows) == own * copies
+        assert part.share == pytest.approx(0.25 * len(own) / rows)
+        found = piece.inputs["input_ids"].flatten().tolist()
+        assert found == [copy * rows + row for copy in range(copies) for row in own]
+        assert piece.labels is not None
+        assert piece.labels.tolist() == found
+        assert [int(text) for text, _ in piece.texts] == found
 
 
 def test_a_run_that_nobody_holds_is_gone_at_once() -> None:

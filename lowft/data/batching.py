@@ -81,25 +81,36 @@ class Batch:
             return torch.zeros(len(self), dtype=torch.bool)
         return has_label(self.labels)
 
-    def split(self, pieces: int) -> list[Batch]:
-        """Return the batch in so many pieces of about the same size, in order; in fewer where it has fewer rows.
+    @cached_property
+    def places(self) -> list[list[int]]:
+        """Where each row of the data stands in the batch, and after it the copies that strategies made of it."""
+        if len(self.rows) != len(self):
+            return [[place] for place in range(len(self))]
+        found: dict[int, list[int]] = {}
+        for place, row in enumerate(self.rows):
+            found.setdefault(row, []).append(place)
+        return list(found.values())
 
-        Each piece is padded on the right no more than its own rows need.
+    def split(self, pieces: int) -> list[Batch]:
+        """Return the batch in so many pieces of about as many rows, in order; in fewer where it has fewer rows.
+
+        A row and its copies, which strategies compare, stay together. Each piece is padded on the right no more than
+        its own rows need.
         """
-        pieces = min(pieces, len(self))
+        rows = len(self.places)
+        pieces = min(pieces, rows)
         if pieces == 1:
             return [self]
-        bounds = [-(-len(self) * piece // pieces) for piece in range(pieces + 1)]  # larger pieces first
-        parts = [slice(start, end) for start, end in itertools.pairwise(bounds)]
-        return [
-            Batch(
-                _trimmed({name: tensor[part] for name, tensor in self.inputs.items()}),
-                self.labels[part] if self.labels is not None else None,
-                self.rows[part],
-                self.texts[part],
-            )
-            for part in parts
-        ]
+        bounds = [-(-rows * piece // pieces) for piece in range(pieces + 1)]  # larger pieces first
+        return [self._of(sorted(itertools.chain(*self.places[a:b]))) for a, b in itertools.pairwise(bounds)]
+
+    def _of(self, places: list[int]) -> Batch:
+        return Batch(
+            _trimmed({name: tensor[places] for name, tensor in self.inputs.items()}),
+            self.labels[places] if self.labels is not None else None,
+            tuple(self.rows[place] for place in places) if self.rows else (),
+            tuple(self.texts[place] for place in places) if self.texts else (),
+        )
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device; from pinned memory, the copy goes on while the process does."""

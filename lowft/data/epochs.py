@@ -147,7 +147,7 @@ def halved(part: MicroBatch, batch: Batch, times: int) -> list[tuple[MicroBatch,
 
     Args:
         part: The rows that it was made of.
-        batch: The batch; it may hold more rows than `part`, where a strategy added copies.
+        batch: The batch; it may hold copies of rows, which stay with theirs.
         times: How often to halve.
 
     >>> batch = Batch({"input_ids": torch.ones(3, 2)}, rows=(7, 8, 9))
@@ -157,17 +157,13 @@ def halved(part: MicroBatch, batch: Batch, times: int) -> list[tuple[MicroBatch,
     pieces = batch.split(2**times)
     if len(pieces) == 1:
         return [(part, batch)]
-    # With copies among them, the pieces hold other rows than the indices say.
-    ends = np.cumsum([len(piece) for piece in pieces])[:-1]
-    own = np.split(np.array(part.indices), ends) if len(part.indices) == len(batch) else None
+    rows = [len(piece.places) for piece in pieces]
+    # Where a strategy took rows away, the indices do not say which are left.
+    known = len(part.indices) == sum(rows)
+    own = np.split(np.array(part.indices), np.cumsum(rows)[:-1]) if known else [np.array(part.indices)] * len(rows)
     return [
-        (
-            MicroBatch(
-                part.indices if own is None else tuple(own[number].tolist()), part.share * len(piece) / len(batch)
-            ),
-            piece,
-        )
-        for number, piece in enumerate(pieces)
+        (MicroBatch(tuple(indices.tolist()), part.share * count / sum(rows)), piece)
+        for indices, count, piece in zip(own, rows, pieces, strict=True)
     ]
 
 
