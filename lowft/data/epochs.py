@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MicroBatch", "cut_to_tokens", "epoch_batches", "halved", "longest_first", "plan_epoch"]
 
-_WINDOWS_SORTED_TOGETHER = 50  # enough to leave little padding, few enough to keep the order random
-_LEAST_CHUNKS = 4  # else few rows would form the same batches in every epoch
+_STEPS_ASIDE = 2.0  # how far a row may move from its place by length: batches differ in each epoch, for little padding
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,15 @@ def plan_epoch(
     order = rng.permutation(len(lengths) if rows is None else rows)
     rows_in_step = batch_size * accumulation * processes
     if group_by_length:
-        together = min(_WINDOWS_SORTED_TOGETHER, len(order) // (rows_in_step * _LEAST_CHUNKS))
-        chunk = rows_in_step * max(1, together)
-        chunks = [order[start : start + chunk] for start in range(0, len(order), chunk)]
-        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in chunks])
-    windows = [order[start : start + rows_in_step] for start in range(0, len(order), rows_in_step)]
+        order = order[np.argsort(lengths[order], kind="stable")]
+        order = order[np.argsort(np.arange(len(order)) + rng.uniform(0, _STEPS_ASIDE * rows_in_step, len(order)))]
+    sizes = np.diff([*range(0, len(order), rows_in_step), len(order)])
+    if group_by_length:
+        sizes = np.roll(sizes, rng.integers(len(sizes)))  # else it would always be the longest rows that have a small step
+    windows = np.split(order, np.cumsum(sizes)[:-1])
     if group_by_length:
         windows = [windows[index] for index in rng.permutation(len(windows))]
+        windows = [window[np.argsort(lengths[window], kind="stable")] for window in windows]
     steps = []
     for window in windows:
         # Micro-batch a of rank r is part a·processes + r: ranks that work at the same time get like lengths.
