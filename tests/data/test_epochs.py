@@ -124,14 +124,25 @@ def test_epochs_differ_in_their_batches(rows: int, group: bool) -> None:
     assert len(one & other) < len(one) / 2
 
 
-@pytest.mark.parametrize(("rows", "most"), [(400, 0.6), (4000, 0.2)])
+@pytest.mark.parametrize(("rows", "most"), [(100, 0.6), (400, 0.25), (4000, 0.05)])
 def test_grouping_by_length_saves_padding(rows: int, most: float) -> None:
-    """Where rows are many, few pad tokens remain of those that random batches need."""
+    """Few pad tokens remain of those that random batches need, the fewer the more rows there are."""
     lengths = np.random.default_rng(0).integers(3, 60, rows)
     grouped, plain = (
         padding(lengths, plan_epoch(lengths, batch_size=16, group_by_length=group)) for group in (True, False)
     )
     assert grouped < most * plain
+
+
+def test_the_short_step_is_not_always_that_of_the_longest_rows() -> None:
+    """A step with few rows weighs each of them more: which rows these are, by their length, is left to chance."""
+    lengths = np.arange(1, 162)
+    shortest = [
+        min((step[0] for step in plan_epoch(lengths, batch_size=16, seed=(epoch,))), key=lambda part: len(part.indices))
+        for epoch in range(40)
+    ]
+    assert {len(part.indices) for part in shortest} == {1}
+    assert len({lengths[part.indices[0]] // 40 for part in shortest}) == 5
 
 
 def test_short_and_long_batches_alternate() -> None:
