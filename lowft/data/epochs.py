@@ -75,7 +75,7 @@ def plan_epoch(
         order = order[np.argsort(np.arange(len(order)) + rng.uniform(0, _STEPS_ASIDE * rows_in_step, len(order)))]
     sizes = np.diff([*range(0, len(order), rows_in_step), len(order)])
     if group_by_length:
-        sizes = np.roll(sizes, rng.integers(len(sizes)))  # else it would always be the longest rows that have a small step
+        sizes = np.roll(sizes, rng.integers(len(sizes)))  # else a small step would always be of the longest rows
     windows = np.split(order, np.cumsum(sizes)[:-1])
     if group_by_length:
         windows = [windows[index] for index in rng.permutation(len(windows))]
