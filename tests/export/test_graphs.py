@@ -115,7 +115,7 @@ def test_a_pruned_and_quantized_decoder_is_exported_and_reloaded(arch: str, tmp_
         config=tiny_trainer(epochs=1).config,
     )
     trainer.fit()
-    rows = tiny_rows(5, seed=7)["text"]
+    rows = tiny_rows(40, seed=7)["text"]  # of a few, single ones decide how far integers are off
     expected = trainer._predictor().predict_logits(rows)
     folder = trainer.export(tmp_path / "own", max_drop=None, verify="here")
     assert np.array_equal(load(folder).predict_logits(rows), expected)
