@@ -12,6 +12,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Sequence
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,8 @@ def main() -> None:
 
     def transformers(lengths: Lengths, epoch: int) -> Batches:
         generator = torch.Generator().manual_seed(epoch)
-        order = get_length_grouped_indices(lengths.tolist(), options.batch, generator=generator)
+        untyped: Any = get_length_grouped_indices
+        order = untyped(lengths.tolist(), options.batch, generator=generator)
         return [order[start : start + options.batch] for start in range(0, len(order), options.batch)]
 
     def own(lengths: Lengths, epoch: int) -> Batches:
