@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowft._memory import is_out_of_memory, release_memory
-from lowft._placement import device_of
+from lowft._placement import device_of, gather
 from lowft._progress import progress_bar
 from lowft.data.epochs import longest_first
 from lowft.errors import ModelError
@@ -163,9 +163,7 @@ def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
                 rest = np.concatenate(waiting)
                 waiting = [rest[start : start + most] for start in range(0, len(rest), most)]
     if processes > 1:
-        from accelerate.utils import gather_object
-
-        found = gather_object(found)
+        found = [answer for own in gather(found) for answer in own]
     result = np.empty((len(rows), found[0][1].shape[1]), dtype=np.float32)
     for indices, logits in found:
         result[indices] = logits

@@ -103,9 +103,9 @@ def test_processes_share_the_rows(processes: int, monkeypatch: pytest.MonkeyPatc
 
     def record(found: list[Any]) -> list[Any]:
         parts.extend(found)
-        return parts
+        return [parts]
 
-    monkeypatch.setattr("accelerate.utils.gather_object", record)
+    monkeypatch.setattr("lowft._inference.gather", record)
     for rank in range(processes):
         together = compute_logits(model, rows, batch_size=7, share=(rank, processes))
     assert np.array_equal(together, expected)

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+    from torch import Tensor
 
     from lowft.augment.augmenter import Augmenter
 
-__all__ = ["Harm", "measure_harm", "without_harm"]
+__all__ = ["Harm", "measure_harm", "misread_copies", "without_harm"]
 
 _SURE = 0.8  # least probability of the right class: what is barely right falls to the other side at a touch
 _MOST_ROWS = 1000  # tell a share within two points, and keep a test cheap
@@ -135,6 +136,31 @@ def without_harm(
     rest = "" if len(now_off) < len(augmenters) else "; no augmenter is left, and rows are trained on alone"
     message = "validation rows that are read rightly and surely, and as another class after a change: "
     return sorted(now_off), f"{message}{'; '.join(told)}{rest}"
+
+
+def misread_copies(
+    likely: Tensor, labels: Tensor, labelled: Tensor, first: Sequence[int], copies: Sequence[int], least: float
+) -> Tensor:
+    """Return which places hold copies that are surely misread while their row is read rightly, `[batch]`.
+
+    Args:
+        likely: The probability of each class, `[batch, classes]`.
+        labels: Class ids, `[batch]`.
+        labelled: Which of them are known, `[batch]`.
+        first: For each place, that of its row.
+        copies: The places that hold copies.
+        least: Probability from which on a reading is sure.
+
+    >>> likely = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.05, 0.95]])
+    >>> labels, known = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool)
+    >>> misread_copies(likely, labels, known, [0, 0, 0, 0], [1, 2, 3], 0.9).tolist()
+    [False, False, False, True]
+    """
+    is_copy = torch.zeros_like(labelled)
+    is_copy[list(copies)] = True
+    sure, taken_for = likely.max(dim=1)
+    right = taken_for == labels
+    return is_copy & labelled & right[list(first)] & ~right & (sure >= least)
 
 
 def _probabilities(

@@ -16,7 +16,7 @@ from lowft._placement import gather
 from lowft._settings import check_choice, check_real, check_whole
 from lowft.augment import Augmenter
 from lowft.augment.bank import VariantBank, change, is_empty, prepare_all
-from lowft.augment.harm import without_harm
+from lowft.augment.harm import misread_copies, without_harm
 from lowft.consistency import Annealing, consistency_loss, first_of_row, signal_threshold, task_of
 from lowft.data.rows import Rows
 from lowft.errors import ConfigError, TrainingError
@@ -326,9 +326,8 @@ class Augment(Strategy):
         if self.drop_misread is None:
             return
         memory = state.memory_of(self.name)
-        for copies, misread in gather(memory.pop("step", [0, 0])):
-            memory["copies"] = memory.get("copies", 0) + copies
-            memory["misread"] = memory.get("misread", 0) + misread
+        counts = [memory.get("misread", [0, 0]), *gather(memory.pop("step", [0, 0]))]
+        memory["misread"] = [sum(column) for column in zip(*counts, strict=True)]
         if state.stage_step + 1 == state.stage_steps:
             self._tell(state)
 
@@ -389,18 +388,13 @@ class Augment(Strategy):
         if memory.get("epoch", [state.stage_index, state.epoch]) != [state.stage_index, state.epoch]:
             self._tell(state)
         memory["epoch"] = [state.stage_index, state.epoch]
-        is_copy = torch.zeros_like(labelled)
-        is_copy[copies] = True
-        sure, taken_for = likely.max(dim=1)
-        right = taken_for == labels
-        misread = is_copy & labelled.to(is_copy.device) & right[first] & ~right & (sure >= self.drop_misread)
-        counted = (int((is_copy & labelled).sum()), int(misread.sum()))
+        misread = misread_copies(likely, labels, labelled, first, copies, self.drop_misread)
+        counted = (int(labelled[copies].sum()), int(misread.sum()))
         memory["step"] = [before + now for before, now in zip(memory.get("step", [0, 0]), counted, strict=True)]
         return misread
 
     def _tell(self, state: State) -> None:
-        memory = state.memory_of(self.name)
-        copies, misread = memory.pop("copies", 0), memory.pop("misread", 0)
+        copies, misread = state.memory_of(self.name).pop("misread", [0, 0])
         if copies:
             share = f"{misread:,} of {copies:,} copies ({misread / copies:.1%})"
             state.note(f"Augment: {share} were surely taken for another class, and left out of the loss on labels")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from lowft._placement import process_share
+from lowft._placement import gather, process_share
 from lowft._settings import check_choice, check_real
 from lowft.compress.budgets import CutPlan, Goal, Scope
 from lowft.compress.depth import drop_layers_, layers_to_drop
@@ -255,16 +255,12 @@ class Prune(Strategy):
     def _measure(self, model: torch.nn.Module, work: _Work) -> float:
         """Return the fraction of operations that takes the time asked for; the same in every process."""
         assert work.plan is not None  # noqa: S101 - there is one where there is a budget
-        found = [0.0]
-        rank, processes = process_share()
-        if rank == 0:
+        if process_share()[0] == 0:
             bare = copy.deepcopy(model)
             remove_gates_(bare, work.parts)  # which take time, and will be gone
             work.plan.meet_latency(bare, by_mean([magnitudes(bare, part) for part in work.parts]))
-            found = [work.plan.target]
-        if processes > 1:
-            torch.distributed.broadcast_object_list(found)
-        return found[0]
+        target: float = gather(work.plan.target)[0]
+        return target
 
     def _check_gradients(self, model: torch.nn.Module, trainable: frozenset[str] | None) -> None:
         """Refuse to compare blocks with gradients to blocks without."""
