@@ -101,26 +101,32 @@ def rows_of(seed: int, options: argparse.Namespace) -> lowft.Splits:
 def expected_gain(sides: lowft.Splits, top: int, epochs: int, most_tokens: int) -> tuple[float, float]:
     """Return how many times fewer operations lowft should need: by all it does, and by the cache alone.
 
-    A block costs its operations once forward and twice more backward where it trains. Tokens are those of the padded
-    batches that each side makes; head and optimizer cost next to nothing beside them.
+    A block costs its operations once forward and twice more backward where it trains; lowft's top block those of the
+    first token alone. Tokens are those of the padded batches that each side makes; head and optimizer cost next to
+    nothing beside them.
     """
     model = lowft.load_model(minilm())
     blocks = lowft.find_layers(model).num_blocks
-    frozen = blocks - top
+    width, heads = model.config.hidden_size, model.config.num_attention_heads
+    one_token = 2 * (4 * width**2 + 2 * width * model.config.intermediate_size)
     known = {tokens: count_flops(model, tokens) for tokens in range(16, most_tokens + 1, 16)}
     curve = np.polynomial.Polynomial.fit(list(known), list(known.values()), 2)
     ids = lowft.load_tokenizer(minilm())(list(sides.train.texts), truncation=True, max_length=most_tokens)["input_ids"]
     lengths = np.array([len(row) for row in ids])
 
-    def operations(*, grouped: bool) -> float:
-        """Return those of one forward pass over all rows."""
+    def operations(*, grouped: bool) -> tuple[float, float]:
+        """Return those of all rows through a block, and through one of which the first token alone is read."""
         plan = plan_epoch(lengths, batch_size=BATCH, group_by_length=grouped)
-        widths = [(len(part.indices), int(lengths[list(part.indices)].max())) for step in plan for part in step]
-        return float(sum(rows * curve(width) for rows, width in widths))
+        sizes = [(len(part.indices), int(lengths[list(part.indices)].max())) for step in plan for part in step]
+        whole = sum(rows * curve(tokens) / blocks for rows, tokens in sizes)
+        return float(whole), sum(rows * (one_token + 4 * tokens * heads * width) for rows, tokens in sizes)
 
-    plain = epochs * (blocks + 2 * top)
-    cached = frozen + epochs * 3 * top
-    return plain * operations(grouped=False) / (cached * operations(grouped=True)), plain / cached
+    passes = epochs * (blocks + 2 * top)
+    cached = blocks - top + epochs * 3 * top
+    through_last = epochs * 3 if top else 1
+    whole, first = operations(grouped=True)
+    ours = (cached - through_last) * whole + through_last * first
+    return passes * operations(grouped=False)[0] / ours, passes / cached
 
 
 def compare(task: str, epochs: int, options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lowft._memory import is_out_of_memory, release_memory
+from lowft._memory import is_out_of_memory, release_memory, too_long
 from lowft._placement import device_of, gather
 from lowft._progress import progress_bar
 from lowft.data.epochs import longest_first
@@ -139,6 +139,9 @@ def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
         description: Its label.
         serving: Given the inputs of a batch on the model's device and on the CPU, returns the context in which cached
             layers are handed over.
+
+    Raises:
+        TrainingError: There is no memory for a row alone; more rows that find none are computed in halves.
     """
     rank, processes = share
     most_tokens = tokens_at_once(device_of(model), most_tokens)
@@ -156,8 +159,10 @@ def compute_logits(  # noqa: PLR0913 - what a run asks for, each with a default
                     found.append((waiting.pop(0), logits))
                     continue
                 except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error) or len(waiting[0]) == 1:
+                    if not is_out_of_memory(error):
                         raise
+                    if len(waiting[0]) == 1:
+                        raise too_long(description, int(rows.lengths[waiting[0][0]]), error) from error
                 release_memory()
                 most = (len(waiting[0]) + 1) // 2
                 rest = np.concatenate(waiting)

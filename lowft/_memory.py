@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["is_out_of_memory", "release_memory"]
+from lowft.errors import TrainingError
+
+__all__ = ["is_out_of_memory", "release_memory", "too_long"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -19,6 +21,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     # Accelerate knows the messages of each device, but not Python's own error.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
+
+
+def too_long(doing: str, tokens: int, error: BaseException) -> TrainingError:
+    """Return the error of a row that finds no room alone, where there is nothing left to halve.
+
+    >>> print(too_long("evaluating", 512, MemoryError("no room")))
+    evaluating: out of memory with a single row of 512 tokens. Lower max_length, ... the device said: no room
+    """
+    return TrainingError(
+        f"{doing}: out of memory with a single row of {tokens} tokens. Lower max_length, or set "
+        f"precision='bfloat16'; the device said: {error}"
+    )
 
 
 def release_memory() -> None:

@@ -162,7 +162,7 @@ def run_evaluation(
     began = time.perf_counter()
     with evaluation_mode(model):
         for indices in batches:
-            logits_of_rows(model, rows, indices, precision=loop.kept.precision, serving=loop.caches.serving)
+            logits_of_rows(model, rows, indices, precision=loop.kept.precision, serving=loop.serving)
     _wait(loop)
     seconds = time.perf_counter() - began
     whole = sum(_padded(lengths, batch) for batch in longest_first(lengths, loop.eval_batch_size, loop.eval_tokens))

@@ -188,6 +188,7 @@ class StageCaches:
                 folder=None if self.config.output_dir is None else Path(self.config.output_dir),
                 tokens_per_batch=self.config.tokens_per_batch,
                 progress=self.config.progress,
+                skip_unread=self.config.skip_unread_tokens,
                 narrow=not any(type(part).on_loss is not Strategy.on_loss for part in attached.strategy.strategies),
             ),
             placement=self.placement,

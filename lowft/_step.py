@@ -50,6 +50,7 @@ def train_step(loop: Loop, parts: Sequence[MicroBatch], batches: Iterator[Batch]
 def _try_step(loop: Loop, collated: Sequence[tuple[MicroBatch, Batch]]) -> dict[str, Any]:
     attached, state, config = loop.attached, loop.attached.state, loop.config
     loop.optimizer.zero_grad(set_to_none=True)  # of a step that was broken off, or of the caller's own making
+    state.begin_step()
     pieces = [piece for part, batch in collated for piece in halved(part, batch, loop.kept.halvings)]
     with seeded(loop.seed, state.step, loop.placement.rank):
         rate = set_learning_rates_(loop.optimizer, attached, config)
@@ -89,7 +90,7 @@ def _backward(
         known, bare = weights[index]
         batch, on_cpu = _on_device(loop, replace(piece, unlabelled_weight=bare))
         with placement.exchange(loop.forward, last=index == len(pieces) - 1):
-            with autocast(loop.kept.precision, placement.device), loop.caches.serving(batch.inputs, on_cpu):
+            with autocast(loop.kept.precision, placement.device), loop.serving(batch.inputs, on_cpu):
                 outputs = loop.forward(**batch.inputs)
             logits, labels = logits_of(outputs).float(), _labels(batch)
             loss, row_losses = task_loss(loop.loss_fn, logits, labels, known, attached.row_weights(outputs, batch))

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowft.errors import ModelError, TrainingError
-from lowft.models import find_layers, set_train_mode_, set_trainable_
+from lowft.errors import TrainingError
+from lowft.models import set_train_mode_, set_trainable_
+from lowft.models.layers import layers_if_any
 from lowft.stages import Stage, Verdict
 from lowft.state import State
 from lowft.strategy import Chain, chain_of
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowft.data.batching import Batch
-    from lowft.models import Layers
     from lowft.strategy import Strategy
 
 __all__ = ["Attached", "attach"]
@@ -47,7 +47,7 @@ class Attached:
         self.model = self.strategy.prepare_model(model)
         # Now that they are what they will be during the run: a strategy may have dropped layers, or added some.
         self._trained_before = frozenset(name for name, value in self.model.named_parameters() if value.requires_grad)
-        self.layers = _layers_if_any(self.model)
+        self.layers = layers_if_any(self.model)
         self.stages = self.strategy.stages((stage,), self.model)
         self.state = State(self.model, self.stages[0], stages=self.stages)
         self.results: list[dict[str, float]] = []
@@ -123,6 +123,7 @@ class Attached:
         optimizer.step()
         # None, not zeros: AdamW decays a parameter with a zero gradient, and a frozen one must stay as it is.
         self.model.zero_grad(set_to_none=True)
+        self.state.begin_step()
         self.state.step += 1
         self.state.stage_step += 1
 
@@ -256,11 +257,3 @@ def attach(model: torch.nn.Module, strategies: Sequence[Strategy], *, stage: Sta
     (True, 3)
     """
     return Attached(model, chain_of(strategies), stage or Stage())
-
-
-def _layers_if_any(model: torch.nn.Module) -> Layers | None:
-    """Return the model's layers; None for one without blocks, which can still be trained as a whole."""
-    try:
-        return find_layers(model)
-    except ModelError:
-        return None

@@ -18,7 +18,7 @@ from lowft._compiling import compiled
 from lowft._dropout import fast_dropout
 from lowft._embedding_gradients import EmbeddingGradients
 from lowft._fitting import fit_in_memory_
-from lowft._inference import compute_logits, kept_modes
+from lowft._inference import compute_logits, evaluation_mode, kept_modes
 from lowft._optimization import make_optimizer
 from lowft._peak import PEAK, PeakMemory
 from lowft._precision import faster_precision
@@ -34,6 +34,8 @@ from lowft.data.epochs import epoch_batches
 from lowft.errors import ConfigError
 from lowft.history import History
 from lowft.metrics import bootstrap_error
+from lowft.models.first_token import FirstToken
+from lowft.models.prefix_filling import sample_inputs
 from lowft.results import Kept, StepResult
 from lowft.stages import Decision
 
@@ -95,6 +97,7 @@ class Loop(Amounts):
         self.finished = False
         self.unquantized: torch.nn.Module | None = None  # what a strategy made integers of, to compare with
         self.forward: torch.nn.Module | None = None
+        self.top: FirstToken | None = None
         self.embedding_gradients = EmbeddingGradients(None)
         cheaper = placement.device.type == "cpu" and not config.torch_compile  # which would trace lowft's own
         self.dropout = fast_dropout if cheaper else contextlib.nullcontext
@@ -165,8 +168,20 @@ class Loop(Amounts):
             share=(self.placement.rank, self.placement.processes),
             progress=progress,
             description="evaluating",
-            serving=self.caches.serving,
+            serving=self.serving,
         )
+
+    @contextlib.contextmanager
+    def serving(self, inputs: dict[str, Tensor], on_cpu: dict[str, Tensor]) -> Iterator[None]:
+        """Have the model's forward on these inputs compute nothing that is known, or that nobody reads.
+
+        Args:
+            inputs: The inputs on the model's device.
+            on_cpu: The same on the CPU.
+        """
+        top = None if self.top is None or self.top.is_watched else self.top
+        with contextlib.nullcontext() if top is None else top.alone(), self.caches.serving(inputs, on_cpu):
+            yield
 
     def resume(self, kept: Kept, history: History) -> None:
         """Go on from a position that was loaded into what is attached.
@@ -222,6 +237,13 @@ class Loop(Amounts):
         # Neither torch.compile nor DDP takes sparse gradients, and on a GPU zeros cost next to nothing.
         plain = not self.config.torch_compile and self.placement.processes == 1 and self.placement.device.type == "cpu"
         self.embedding_gradients = EmbeddingGradients(model if plain else None)
+        self.top = None
+        rows, layers = self.train_rows, self.attached.layers
+        # A compiled forward, and one that is run again for its gradients, are not the model's own.
+        as_it_is = not (self.config.torch_compile or self.config.gradient_checkpointing)
+        if self.config.skip_unread_tokens and as_it_is and rows.tokenizer.padding_side == "right":
+            with evaluation_mode(model):
+                self.top = FirstToken.find(model, layers, sample_inputs(rows, self.placement.device))
         if self.config.torch_compile:
             model = compiled(model, self.config.torch_compile_backend)
         self.forward = self.placement.wrap(model)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowft._inference import compute_logits
+from lowft._inference import compute_logits, evaluation_mode
+from lowft._placement import device_of
 from lowft._scores import probabilities_of
 from lowft._settings import check_real
 from lowft.data.batching import TokenizedRows, accepted_inputs
@@ -16,6 +17,9 @@ from lowft.data.rows import Rows, read_rows
 from lowft.data.unlabeled import two_columns
 from lowft.errors import ConfigError, DataError
 from lowft.evaluation import EvaluationReport, evaluation_report
+from lowft.models.first_token import FirstToken
+from lowft.models.layers import layers_if_any
+from lowft.models.prefix_filling import sample_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +28,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
+    from lowft._inference import Serving
     from lowft.data.labels import Labels
 
 __all__ = ["Predictor", "torch_threads"]
+
+_WORTH_A_LOOK = 256  # rows, beside which it costs next to nothing to find out what of a model is read
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,16 @@ class Predictor:
                 most_tokens=self.tokens_per_batch,
                 precision=self.precision,
                 progress=self.progress,
+                serving=self._serving(tokenized),
             )
+
+    def _serving(self, rows: TokenizedRows) -> Serving | None:
+        """Return what lets the model compute no token that nobody reads; None where that is unknown or cannot be."""
+        if len(rows) < _WORTH_A_LOOK or self.tokenizer.padding_side != "right":
+            return None
+        with evaluation_mode(self.model):
+            top = FirstToken.find(self.model, layers_if_any(self.model), sample_inputs(rows, device_of(self.model)))
+        return None if top is None or top.is_watched else lambda _inputs, _on_cpu: top.alone()
 
 
 @contextlib.contextmanager

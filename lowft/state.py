@@ -75,6 +75,7 @@ class State:
     best_is_forgotten: bool = field(default=False, init=False, repr=False)
     notes: list[str] = field(default_factory=list, init=False, repr=False)
     tokenizer: Any = field(default=None, init=False, repr=False)
+    _of_step: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def forget_best(self) -> None:
         """Let no earlier weights count as the best of the run, nor be returned to.
@@ -94,6 +95,17 @@ class State:
     def memory_of(self, name: str) -> dict[str, Any]:
         """Return the memory of one strategy, an empty dictionary at first."""
         return self.memory.setdefault(name, {})
+
+    def step_memory_of(self, name: str) -> dict[str, Any]:
+        """Return what one strategy has noted of the micro-batches of this step, for its `before_step`.
+
+        It is empty when a step begins, and when one begins again because memory ran out; nothing of it is saved.
+        """
+        return self._of_step.setdefault(name, {})
+
+    def begin_step(self) -> None:
+        """Let strategies know nothing of a step that is done, or was broken off."""
+        self._of_step.clear()
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the state as a JSON object and the tensors that it refers to.

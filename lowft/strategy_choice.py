@@ -15,8 +15,8 @@ from lowft.data._values import count_of
 from lowft.data.labels import Labels
 from lowft.data.rows import Rows, read_rows
 from lowft.data.unlabeled import read_unlabeled
-from lowft.errors import ConfigError, DataError, ModelError
-from lowft.models import find_layers
+from lowft.errors import ConfigError, DataError
+from lowft.models.layers import layers_if_any
 from lowft.models.pooling import POOLED
 from lowft.registry import to_dict
 from lowft.strategies import Augment, ClassNames, Contrastive, LayerwiseUnfreeze, PooledHead, Probe, SelfTraining
@@ -288,10 +288,8 @@ def _said_of(rows: Rows) -> str | None:
 def _blocks_of(model: Any, config: Any) -> int | None:
     """Return how many blocks with weights of their own a model has."""
     if isinstance(model, torch.nn.Module):
-        try:
-            return find_layers(model).num_blocks
-        except ModelError:
-            return None
+        layers = layers_if_any(model)
+        return None if layers is None else layers.num_blocks
     return getattr(config, "num_hidden_groups", None) or getattr(config, "num_hidden_layers", None)
 
 

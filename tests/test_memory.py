@@ -141,6 +141,20 @@ def test_copies_stay_with_their_rows() -> None:
     assert max((whole[name] - without[name]).abs().max() for name in whole) > 1e-2
 
 
+def test_a_step_that_is_broken_off_counts_nothing() -> None:
+    """Copies that were read in a step which found no memory are counted when it is made."""
+
+    def counted(rows: int) -> list[str]:
+        trainer = without_dropout(strategies=[Augment([RandomSwap(0.9)], drop_misread=0.5)])
+        fail_above(trainer, rows, "backward", MemoryError)
+        trainer.fit()
+        return [note["message"] for note in note_records(trainer) if "surely taken" in note["message"]]
+
+    whole = counted(99)
+    assert whole
+    assert counted(4) == whole
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_prefix_cache_serves_the_halves(cached: bool) -> None:
     """The frozen layers' output of each half is that of its own rows."""
@@ -176,6 +190,24 @@ def test_one_row_that_does_not_fit_ends_the_run() -> None:
     with pytest.raises(TrainingError, match=r"step 1 of stage 'training': out of memory with 1 rows.*max_length"):
         trainer.fit()
     assert tried == [6, 3, 2, 1]
+
+
+def test_one_row_that_does_not_fit_says_so_outside_of_steps() -> None:
+    """Nor is there in evaluations and in frozen layers' caches, which name what they did and how long the row is."""
+    row = {"text": ["a warm film"]}
+    trainer = without_dropout(strategies=[PartialFreeze(top=1)])
+    fail_above(trainer, 0, "evaluation", MemoryError)
+    with pytest.raises(TrainingError, match=r"predicting: out of memory with a single row of 5 tokens.*max_length"):
+        trainer._predictor().predict_logits(row)
+
+    def forward(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if len(kwargs["input_ids"]) != 4:  # as many are tried before
+            raise MemoryError
+
+    trainer = without_dropout(strategies=[PartialFreeze(top=1)], train_dataset=tiny_rows(20))
+    trainer.model.register_forward_pre_hook(forward, with_kwargs=True)
+    with pytest.raises(TrainingError, match=r"caching frozen layers: out of memory with a single row of \d+ tokens"):
+        trainer.fit()
 
 
 def test_another_error_is_not_mistaken() -> None:

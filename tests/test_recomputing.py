@@ -21,7 +21,8 @@ UNABLE = ("albert", "mpnet")
 
 def run(*, recompute: bool, arch: str = "bert", strategies: tuple[Any, ...] = (), **settings: Any) -> Trainer:
     """Return a run that has ended; dropout is on."""
-    trainer = make_trainer(None, strategies, arch, save_steps=None, gradient_checkpointing=recompute, **settings)
+    settings |= {"save_steps": None, "skip_unread_tokens": False}  # blocks that run again are run whole
+    trainer = make_trainer(None, strategies, arch, gradient_checkpointing=recompute, **settings)
     trainer.fit()
     return trainer
 

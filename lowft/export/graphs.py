@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from lowft._inference import logits_of
 from lowft.compress.quantized_layers import QuantizedLinear
 from lowft.errors import CheckpointError, MissingExtraError
+from lowft.models.first_token import FirstToken
+from lowft.models.layers import layers_if_any
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +58,7 @@ def write_onnx(path: Path, model: nn.Module, inputs: Mapping[str, Tensor], preci
     if precision == "float16":
         wrapper.half()
     with _quiet(), torch.no_grad():
-        graph = _translate(wrapper, inputs)
+        graph = _translate(wrapper, inputs, integers=precision == "int8")
         floats = _nodes_outside(graph, held)
         _strip(graph)
         if precision == "int8":
@@ -104,7 +106,8 @@ def write_openvino(
     onnx = _import("onnx", "onnx")
     held = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        graph = _translate(_LogitsOnly(_with_float_layers(model), tuple(inputs)), inputs)
+        wrapper = _LogitsOnly(_with_float_layers(model), tuple(inputs))
+        graph = _translate(wrapper, inputs, integers=precision == "int8")
         floats = _nodes_outside(graph, held)
         _strip(graph)
         whole = Path(folder, "model.onnx")
@@ -155,18 +158,22 @@ def _with_float_layers(model: nn.Module) -> nn.Module:
     return copied.float()
 
 
-def _translate(wrapper: _LogitsOnly, inputs: Mapping[str, Tensor]) -> onnx.ModelProto:
+def _translate(wrapper: _LogitsOnly, inputs: Mapping[str, Tensor], *, integers: bool) -> onnx.ModelProto:
+    """Return the graph of what the logits are made of; for integers, with a product for each linear layer."""
     sizes = tuple({0: "batch", 1: "tokens"} for _ in inputs)
+    examples = {name: tensor.cpu() for name, tensor in inputs.items()}
+    top = FirstToken.find(wrapper.model.eval(), layers_if_any(wrapper.model), examples)
     try:
-        program = torch.onnx.export(
-            wrapper.eval(),
-            tuple(tensor.cpu() for tensor in inputs.values()),
-            dynamo=True,
-            verbose=False,
-            input_names=list(inputs),
-            output_names=["logits"],
-            dynamic_shapes=(sizes,),
-        )
+        with contextlib.nullcontext() if top is None else top.alone(folded=not integers):
+            program = torch.onnx.export(
+                wrapper.eval(),
+                tuple(examples.values()),
+                dynamo=True,
+                verbose=False,
+                input_names=list(inputs),
+                output_names=["logits"],
+                dynamic_shapes=(sizes,),
+            )
     except Exception as error:  # each architecture fails in its own way
         reason = " ".join(str(error).split())
         raise CheckpointError(

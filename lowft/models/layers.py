@@ -20,7 +20,7 @@ from lowft._tables import format_table, human_bytes, human_count
 from lowft.errors import ConfigError, ModelError
 from lowft.models._trace import Trace
 
-__all__ = ["Layers", "find_layers", "layer_table"]
+__all__ = ["Layers", "find_layers", "layer_table", "layers_if_any"]
 
 _NORM = re.compile(r"norm(1d|2d|3d)?$", re.IGNORECASE)
 # A second stack of blocks, of another class (BART's decoder), holds at least this share of the largest one.
@@ -97,6 +97,14 @@ def find_layers(model: nn.Module) -> Layers:
     if known is None or known[0] != structure:
         known = _found[model] = (structure, _find(model))
     return known[1]
+
+
+def layers_if_any(model: nn.Module) -> Layers | None:
+    """Return the model's layers; None for one without blocks, which can still be trained as a whole."""
+    try:
+        return find_layers(model)
+    except ModelError:
+        return None
 
 
 # What was found in a model and how it was built then: each strategy asks anew, and a look costs a forward pass.

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowft._inference import autocast, evaluation_mode, tokens_at_once
-from lowft._memory import is_out_of_memory, release_memory
+from lowft._memory import is_out_of_memory, release_memory, too_long
 from lowft._placement import Placement, device_of
 from lowft._progress import progress_bar
 from lowft.data.epochs import longest_first
 from lowft.errors import ModelError
 from lowft.models._prefix import Prefix, catch
 from lowft.models._state_store import StateStore
+from lowft.models.first_token import FirstToken
 from lowft.models.prefix_cache import Key, PrefixCache, prefix_digest, row_keys
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lowft.data.batching import TokenizedRows
     from lowft.models.layers import Layers
 
-__all__ = ["ROWS_TOGETHER", "Filling", "cache_prefix", "filling_batches"]
+__all__ = ["ROWS_TOGETHER", "Filling", "cache_prefix", "filling_batches", "sample_inputs"]
 
 ROWS_TOGETHER = 64  # at most, when a cache is filled
 _ROWS_EXAMINED = 4
@@ -49,6 +50,7 @@ class Filling:
             leaves it to lowft.
         progress: Whether to show a progress bar; None decides by the terminal.
         narrow: Keep one token of a row where the head reads no more; not where something else looks at the states.
+        skip_unread: Nor compute another one, where that can be.
     """
 
     precision: str = "float32"
@@ -57,6 +59,7 @@ class Filling:
     tokens_per_batch: int | None = None
     progress: bool | None = None
     narrow: bool = True
+    skip_unread: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def cache_prefix(
         The caches, by their number of blocks.
 
     Raises:
-        RuntimeError: There is no memory for a row alone; a batch that finds none is computed in halves.
+        TrainingError: There is no memory for a row alone; a batch that finds none is computed in halves.
         ModelError: The states cannot be reused: the tokenizer pads on the left, the model takes no attention mask, or
             its blocks hand each other more than hidden states; or embeddings alone do not fit in memory.
         OSError: The disk has no room for the file.
@@ -114,7 +117,7 @@ def cache_prefix(
     device = device_of(model)
     prefixes = [Prefix(model, layers, number) for number in blocks]
     with evaluation_mode(model), torch.no_grad():
-        sample = _inputs(rows[0], _spread(rows[0].lengths), device)
+        sample = sample_inputs(rows[0], device)
         if "attention_mask" not in sample or "input_ids" not in sample:
             raise ModelError(
                 f"a prefix cache needs an attention mask, which {type(model).__name__} does not take: what it gives "
@@ -123,13 +126,16 @@ def cache_prefix(
         for prefix in prefixes:
             prefix.examine(sample, narrow=settings.narrow)
         names = tuple(sorted(sample))
+        skips = settings.skip_unread and prefixes[0].reads == "first"
+        top = FirstToken.find(model, layers, sample) if skips else None
         batches = _distinct(rows, names, device, settings.tokens_per_batch)
         lengths = [length for batch in batches for length in batch.lengths]
 
         def compute(batch: _Batch) -> list[Tensor]:
             inputs = _inputs(batch.rows, batch.indices, device)
             served = contextlib.nullcontext() if base is None else base.serving(inputs)
-            with autocast(settings.precision, device), served:
+            first = contextlib.nullcontext() if top is None else top.alone()
+            with autocast(settings.precision, device), first, served:
                 return catch(prefixes, inputs)
 
         shares = placement or Placement(device)
@@ -158,15 +164,15 @@ def filling_batches(
     return longest_first(lengths, ROWS_TOGETHER, tokens_at_once(device, tokens_per_batch))
 
 
+def sample_inputs(rows: TokenizedRows, device: torch.device) -> dict[str, Tensor]:
+    """Return a model's inputs for a few rows, from the shortest to the longest."""
+    order = np.argsort(rows.lengths, kind="stable")
+    places = np.linspace(0, len(order) - 1, min(_ROWS_EXAMINED, len(order))).round().astype(int)
+    return _inputs(rows, order[places].tolist(), device)
+
+
 def _inputs(rows: TokenizedRows, indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
     return rows.collate(indices).to(device).inputs
-
-
-def _spread(lengths: npt.NDArray[np.int64]) -> list[int]:
-    """Return a few rows, from the shortest to the longest."""
-    order = np.argsort(lengths, kind="stable")
-    places = np.linspace(0, len(order) - 1, min(_ROWS_EXAMINED, len(order))).round().astype(int)
-    return [int(index) for index in order[places]]
 
 
 def _distinct(
@@ -238,8 +244,10 @@ def _in_halves(compute: Callable[[_Batch], list[Tensor]], batch: _Batch) -> list
     try:
         return compute(batch)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or rows == 1:
+        if not is_out_of_memory(error):
             raise
+        if rows == 1:
+            raise too_long("caching frozen layers", batch.lengths[0], error) from error
     release_memory()
     halves = [
         _in_halves(compute, _Batch(batch.rows, batch.indices[part], batch.keys[part]))

@@ -326,8 +326,8 @@ class Augment(Strategy):
         if self.drop_misread is None:
             return
         memory = state.memory_of(self.name)
-        counts = [memory.get("misread", [0, 0]), *gather(memory.pop("step", [0, 0]))]
-        memory["misread"] = [sum(column) for column in zip(*counts, strict=True)]
+        for own in gather(state.step_memory_of(self.name).get("misread", [])):
+            memory["misread"] = [*map(sum, zip(memory.get("misread", [0, 0]), *own, strict=True))]
         if state.stage_step + 1 == state.stage_steps:
             self._tell(state)
 
@@ -390,7 +390,7 @@ class Augment(Strategy):
         memory["epoch"] = [state.stage_index, state.epoch]
         misread = misread_copies(likely, labels, labelled, first, copies, self.drop_misread)
         counted = (int(labelled[copies].sum()), int(misread.sum()))
-        memory["step"] = [before + now for before, now in zip(memory.get("step", [0, 0]), counted, strict=True)]
+        state.step_memory_of(self.name).setdefault("misread", []).append(counted)
         return misread
 
     def _tell(self, state: State) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -114,7 +115,6 @@ class Contrastive(Strategy):
                     f"Contrastive needs two labelled rows of a class to compare; of {len(labels):,} labelled rows no "
                     f"two share one. Leave it out, and use lowft.Probe() alone"
                 )
-        state.memory_of(self.name).update(excess=0.0, parts=0)
 
     def on_loss(self, loss: Tensor, outputs: Any, batch: Batch, state: State) -> Tensor:
         """Return the contrastive loss of the batch, in the stage that is for it."""
@@ -131,9 +131,7 @@ class Contrastive(Strategy):
         own = supervised_contrastive(pooled.float()[known], labels, temperature=self.temperature)
         if bool((partners > 0).any()):
             least = partners[partners > 0].float().log().mean()
-            memory = state.memory_of(self.name)
-            memory["excess"] += float(own.detach() - least)
-            memory["parts"] += 1
+            state.step_memory_of(self.name).setdefault("excess", []).append(float(own.detach() - least))
         return own
 
     def before_step(self, state: State) -> None:
@@ -142,13 +140,11 @@ class Contrastive(Strategy):
             return
         # No head has been asked yet: the last weights of the stage count, not those a random head liked best.
         state.forget_best()
-        memory = state.memory_of(self.name)
         # Of all processes, so that all of them end in the same step.
-        excess, parts = (sum(values) for values in zip(*gather((memory["excess"], memory["parts"])), strict=True))
-        memory.update(excess=0.0, parts=0)
-        if parts and excess / parts < self.stop_below:
+        found = [excess for own in gather(state.step_memory_of(self.name).get("excess", [])) for excess in own]
+        if found and mean(found) < self.stop_below:
             state.end_stage()
             state.note(
                 f"the contrastive stage ends after {state.stage_step + 1} of {self.max_steps} steps: its loss is "
-                f"{excess / parts:.2f} above the least that is possible, less than stop_below={self.stop_below:g}"
+                f"{mean(found):.2f} above the least that is possible, less than stop_below={self.stop_below:g}"
             )

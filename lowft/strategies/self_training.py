@@ -129,18 +129,18 @@ class SelfTraining(Strategy):
                 each = F.binary_cross_entropy_with_logits(logits[places], given.float(), reduction="none").mean(1).sum()
             loss = loss + self.weight * batch.unlabelled_weight * each / len(bare)
         first = first_of_row(batch.rows)
-        self._remember(logits.detach(), batch, [place for place in bare if first[place] == place], task, memory)
+        self._remember(logits.detach(), batch, [place for place in bare if first[place] == place], task, state)
         return loss
 
     def before_step(self, state: State) -> None:
         """Collect what the step's rows were taken for; say at the end of a stage how many labels there were."""
         memory = self._memory(state)
         said: dict[str, Any] = {}
-        for own in reversed(gather(memory["step"])):  # each process has read its own rows, and may come to any other
+        # Each process has read its own rows, and may come to any other.
+        for own in reversed(gather(state.step_memory_of(self.name))):
             said |= own
         memory["next"] |= {row: answer for row, answer in said.items() if answer is not None}
         memory["seen"] += len(said)
-        memory["step"] = {}
         if state.stage_step + 1 == state.stage_steps:
             self._tell(state, memory)
 
@@ -154,14 +154,15 @@ class SelfTraining(Strategy):
                 self._tell(state, memory)
             said = memory["next"] if begun else memory.pop("given", {})
             memory["labels"] = said if state.epoch >= self.start else {}
-            memory.update(next={}, seen=0, step={}, epoch=now)
+            memory.update(next={}, seen=0, epoch=now)
         return memory
 
-    def _remember(self, logits: Tensor, batch: Batch, places: list[int], task: Task, memory: dict[str, Any]) -> None:
-        """Note what the model says of rows in this step, None where it is not sure; once more if the step is."""
+    def _remember(self, logits: Tensor, batch: Batch, places: list[int], task: Task, state: State) -> None:
+        """Note what the model says of rows in this step, None where it is not sure."""
         if places:
             sure = self._sure(logits[places], task)
-            memory["step"] |= {str(batch.rows[row]): sure.get(place) for place, row in enumerate(places)}
+            noted = {str(batch.rows[row]): sure.get(place) for place, row in enumerate(places)}
+            state.step_memory_of(self.name).update(noted)
 
     def _sure(self, logits: Tensor, task: Task) -> dict[int, Any]:
         """Return the answers that the model is sure of, by the place of their row."""

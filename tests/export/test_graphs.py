@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from lowft.errors import (
     MissingExtraError,
 )
 from lowft.export import load
+from lowft.models.first_token import FirstToken
 from lowft.strategies import Prune, Quantize
 from lowft.trainer import Trainer
 from tests.forgery import sign
@@ -93,6 +95,28 @@ def test_integers_take_a_fourth_of_the_bytes(tmp_path: Path) -> None:
         sizes[precision] = (folder / "model.onnx").stat().st_size
     assert sizes["int8"] < 0.35 * sizes["float32"]
     assert sizes["float16"] < 0.6 * sizes["float32"]
+
+
+@pytest.mark.parametrize(("precision", "folded"), [("float32", True), ("int8", False)])
+def test_a_graph_holds_the_first_token_of_the_top_block(
+    precision: str, folded: bool, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head reads no other; integers keep a product for each layer, the keys' and values' too."""
+    original, asked = FirstToken.alone, []
+
+    def noted(self: FirstToken, **settings: Any) -> Any:
+        if "trial" not in settings:
+            asked.append(settings["folded"])
+        return original(self, **settings)
+
+    monkeypatch.setattr(FirstToken, "alone", noted)
+    trainer.export(tmp_path / "graph", format="onnx", precision=precision, verify="here", max_drop=None)
+    graph = onnx.load(tmp_path / "graph" / "model.onnx")
+    assert asked == [folded]
+    if not folded:
+        linears = [module for module in trainer.model.modules() if isinstance(module, torch.nn.Linear)]
+        products = [node for node in graph.graph.node if node.op_type == "MatMulInteger"]
+        assert len(products) == len(linears)
 
 
 def test_no_path_of_the_machine_is_in_the_graph(graphs: dict[str, Path]) -> None:
