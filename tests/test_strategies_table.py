@@ -195,12 +195,12 @@ def check_to_the_end(whole: Trainer, step: int, last: int, name: str, arch: str,
 def check_where_stages_meet(name: str, arch: str, tmp_path: Path) -> None:
     """Resume a case for one step from the first and the last checkpoint of each stage, where strategies meet.
 
-    From the first of all it is resumed to the end too, for what a process keeps over many steps, and from the last for
-    what only the end does. `-m exhaustive` resumes from every one.
+    From the first of all it is resumed to the end, for what a process keeps over many steps, and from the last for what
+    only the end does. `-m exhaustive` resumes from every one.
     """
     whole, steps = run_whole(name, arch, tmp_path)
     stages = {record["step"]: record["stage"] for record in whole.history.filter("train")}
-    for step, following in itertools.pairwise(steps):
+    for step, following in itertools.pairwise(steps[1:]):
         neighbours = [stages.get(step + 1), stages.get(following + 1)]
         if len({stages[step], stages.get(step - 1), stages[following], *neighbours}) == 1:
             continue
@@ -253,7 +253,7 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("exports")
     found: dict[str, Any] = {}
     for index, (name, arch) in enumerate(EXPORTED):
-        trainer = make_trainer(None, ALLOWED[name], arch, epochs=1)
+        trainer = make_trainer(None, ALLOWED[name], arch, epochs=1, batch_size=7, gradient_accumulation_steps=1)
         trainer.fit()
         try:
             trainer.export(root / str(index), max_drop=None, verify="here")
