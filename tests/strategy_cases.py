@@ -8,7 +8,6 @@ whose pairs are `FEW_LABEL_PAIRS`: there are so many of them that only `-m exhau
 from __future__ import annotations
 
 import atexit
-import functools
 import itertools
 import shutil
 import tempfile
@@ -188,24 +187,16 @@ _OF_LAYERS = (PartialFreeze, LayerwiseUnfreeze, Reinitialize)
 _FOUR = ("unfreeze", "prune", "distill", "quantize in a stage")
 
 
-@functools.cache
-def _agree_on_layers(strategies: tuple[Strategy, ...]) -> bool:
-    """Say whether several strategies can train one model's layers, which is known only with the model."""
+def _works(strategies: Sequence[Strategy]) -> bool:
+    """Say whether strategies can work together; what several say of layers is known only with the model."""
+    of_layers = [part for part in strategies if isinstance(part, _OF_LAYERS)]
     try:
-        attach(tiny_model("bert"), strategies).start_stage(0)
+        chain(*strategies)
+        if len(of_layers) > 1:
+            attach(tiny_model("bert"), of_layers).start_stage(0)
     except StrategyConflictError:
         return False
     return True
-
-
-def _works(strategies: Sequence[Strategy]) -> bool:
-    """Say whether strategies can work together."""
-    try:
-        chain(*strategies)
-    except StrategyConflictError:
-        return False
-    of_layers = tuple(part for part in strategies if isinstance(part, _OF_LAYERS))
-    return len(of_layers) < 2 or _agree_on_layers(of_layers)
 
 
 ALLOWED |= {name: (strategy,) for name, strategy in STRATEGIES.items()}
