@@ -56,7 +56,7 @@ def report() -> DeploymentReport:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return one trained model, exported to each format."""
-    trainer = tiny_trainer(max_steps=2)
+    trainer = tiny_trainer(model=tiny_model("bert", num_layers=1), max_steps=2)
     trainer.fit()
     place = tmp_path_factory.mktemp("deployed")
     how: dict[str, Any] = {"verify": "here", "max_drop": None}
