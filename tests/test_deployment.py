@@ -40,6 +40,11 @@ def predictor(seed: int = 8, labels: Labels = TWO, **settings: Any) -> Predictor
     return Predictor(tiny_model("bert", labels.num_labels, seed=seed), tiny_tokenizer(), labels, 32, **settings)
 
 
+def short_trainer() -> lowft.Trainer:
+    """Return a Trainer of two steps over one block: an export takes as long as it has blocks."""
+    return tiny_trainer(model=tiny_model("bert", num_layers=1), max_steps=2)
+
+
 def rows(number: int = 40, values: tuple[Any, ...] = ("bad", "good")) -> dict[str, list[Any]]:
     """Return so many texts with labels."""
     draw = random.Random(0)
@@ -56,7 +61,7 @@ def report() -> DeploymentReport:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return one trained model, exported to each format."""
-    trainer = tiny_trainer(model=tiny_model("bert", num_layers=1), max_steps=2)
+    trainer = short_trainer()
     trainer.fit()
     place = tmp_path_factory.mktemp("deployed")
     how: dict[str, Any] = {"verify": "here", "max_drop": None}
@@ -133,7 +138,7 @@ def test_a_fresh_process_measures_loading_and_memory(exported: dict[str, Path]) 
 
 def test_a_trainer_is_compared_with_what_it_exported(exported: dict[str, Path]) -> None:
     """A Trainer's model goes as it is, and answers as its exported folder does."""
-    trainer = tiny_trainer(max_steps=2)
+    trainer = short_trainer()
     trainer.fit()
     found = deployment_report({"now": trainer, "folder": exported["float"]}, tiny_rows(20, seed=5), **QUICK)
     assert found["folder"].agreement == 1
