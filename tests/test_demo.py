@@ -8,8 +8,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -85,14 +88,23 @@ def test_the_whole_demo(tiny_folder: Path, reviews: Path, tmp_path: Path) -> Non
     assert "Done in " in done.stdout.splitlines()[-1]
 
 
-def test_equal_seeds_give_equal_models(
-    tiny_folder: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A second run replaces what the first has written, with the very same weights; another seed has others."""
-    predicted = subprocess.CompletedProcess([], 0, stdout="")
-    stub = SimpleNamespace(run=lambda *_, **__: predicted, PIPE=subprocess.PIPE)
-    monkeypatch.setattr("lowft.demo.subprocess", stub)  # other processes take seconds, and another test has them
+@pytest.fixture
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the demo do all that it does in this process: others take seconds, and the whole demo is tested with them."""
+
+    def predict(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "lowft.demo"]
+        with redirect_stdout(StringIO()) as told:
+            demo.main(command[3:])
+        return subprocess.CompletedProcess(command, 0, stdout=told.getvalue())
+
+    monkeypatch.setattr("lowft.demo.subprocess", SimpleNamespace(run=predict, PIPE=subprocess.PIPE))
     monkeypatch.setitem(lowft.Trainer.export.__kwdefaults__ or {}, "verify", "here")
+
+
+@pytest.mark.usefixtures("_one_process")
+def test_equal_seeds_give_equal_models(tiny_folder: Path, reviews: Path, tmp_path: Path) -> None:
+    """A second run replaces what the first has written, with the very same weights; another seed has others."""
     weights = []
     for seed in (1, 1, 2):
         options = ("--rows", "60", "--model", tiny_folder, "--data", reviews, "--output", tmp_path, "--seed", seed)
@@ -102,13 +114,14 @@ def test_equal_seeds_give_equal_models(
     assert all(one != other for one, other in zip(weights[0], weights[2], strict=True))
 
 
-def test_real_encoder_and_reviews(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_one_process")
+def test_real_encoder_and_reviews(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without --model and --data, MiniLM learns from Rotten Tomatoes, and three sentences stand ready."""
-    done = run_demo("--rows", 32, "--output", tmp_path)
-    assert (done.returncode, warned(done)) == (0, [])
-    assert "1. Read the reviews" in done.stdout
-    assert re.search(r"^all at once .* 22\.7 M .* MB .* baseline$", done.stdout, re.MULTILINE)
-    assert len(re.findall(r"^(?:positive|negative) \(\d+%\): ", done.stdout, re.MULTILINE)) == 3
+    demo.main(["--rows", "32", "--output", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "1. Read the reviews" in told
+    assert re.search(r"^all at once .* 22\.7 M .* MB .* baseline$", told, re.MULTILINE)
+    assert len(re.findall(r"^(?:positive|negative) \(\d+%\): ", told, re.MULTILINE)) == 3
     assert lowft.load(tmp_path / "layer-by-layer").labels.names == ("negative", "positive")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +15,7 @@ from tests.test_strategies_table import assert_same
 
 def let_bfloat16_be(times: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the measurement find that bfloat16 is so many times as fast."""
-
-    def seconds(_shape: Any, dtype: torch.dtype, _device: Any) -> float:
-        return 1.0 if dtype == torch.float32 else 1 / times
-
-    monkeypatch.setattr(_precision, "_seconds", seconds)
+    monkeypatch.setattr(_precision, "_ratio", lambda *_: times)
 
 
 @pytest.mark.parametrize(("times", "precision"), [(1.9, "bfloat16"), (1.1, "float32"), (0.5, "float32")])
@@ -57,3 +52,32 @@ def test_a_product_takes_time() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         assert 0 < _precision._seconds(torch.Size((64, 32)), dtype, cpu) < 10
     assert faster_precision(torch.nn.Embedding(3, 3), cpu)[0] in {"float32", "bfloat16"}
+
+
+@pytest.mark.parametrize(("seconds", "products"), [(0.3, 3), (0.03, 4), (0.001, 20)])
+def test_a_slow_product_is_timed_a_few_times(seconds: float, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bfloat16 crawls, as it does without instructions for it, nobody waits for twenty products."""
+    clock, made = [0.0], []
+
+    def product(*_: torch.Tensor) -> None:
+        clock[0] += seconds
+        made.append(seconds)
+
+    monkeypatch.setattr(_precision.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(_precision.torch, "mm", product)
+    assert _precision._seconds(torch.Size((8, 8)), torch.bfloat16, torch.device("cpu")) == pytest.approx(seconds)
+    assert len(made) == products
+
+
+def test_equal_runs_of_a_process_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is not measured anew, when the machine may be busy; another shape is."""
+    measured: list[torch.Size] = []
+
+    def seconds(shape: torch.Size, *_: object) -> float:
+        measured.append(shape)
+        return 1.0
+
+    monkeypatch.setattr(_precision, "_seconds", seconds)
+    for size in (1_003, 1_003, 1_004):
+        faster_precision(torch.nn.Linear(size, 1), torch.device("cpu"))
+    assert measured == [torch.Size((1, 1_003))] * 2 + [torch.Size((1, 1_004))] * 2
