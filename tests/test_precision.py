@@ -63,8 +63,8 @@ def test_a_slow_product_is_timed_a_few_times(seconds: float, products: int, monk
         clock[0] += seconds
         made.append(seconds)
 
-    monkeypatch.setattr(_precision.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(_precision.torch, "mm", product)
+    monkeypatch.setattr("lowft._precision.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch, "mm", product)
     assert _precision._seconds(torch.Size((8, 8)), torch.bfloat16, torch.device("cpu")) == pytest.approx(seconds)
     assert len(made) == products
 
