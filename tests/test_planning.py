@@ -26,6 +26,7 @@ CASES = (
     "quantize", "quantize in a stage", "quantize from the start", "every hook",
     "unfreeze + prune + distill + quantize in a stage",
 )  # fmt: skip
+QUICK: dict[str, Any] = {"batch_size": 4, "save_steps": None}
 MEASURED = {"seconds", "filling_seconds", "peak_memory_bytes"}
 
 
@@ -57,7 +58,7 @@ def check_untouched(planned: Trainer, plain: Trainer) -> Plan:
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_after_a_plan_is_bit_identical(name: str) -> None:
     """Model, random streams, modes, history and what follows are those of a run without a plan."""
-    planned, plain = (make_trainer(None, ALLOWED[name], save_steps=None) for _ in range(2))
+    planned, plain = (make_trainer(None, ALLOWED[name], **QUICK) for _ in range(2))
     stages = [stage.name for stage in planned._loop.attached.stages]
     plan = check_untouched(planned, plain)
     assert [stage.name for stage in plan.stages] == stages
@@ -67,13 +68,13 @@ def test_a_run_after_a_plan_is_bit_identical(name: str) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_is_planned_without_a_trace(arch: str) -> None:
     """The same for each architecture, with layers that are frozen and cached."""
-    check_untouched(*(make_trainer(None, (PartialFreeze(top=1),), arch, save_steps=None) for _ in range(2)))
+    check_untouched(*(make_trainer(None, (PartialFreeze(top=1),), arch, **QUICK) for _ in range(2)))
 
 
 def test_the_comparison_can_fail() -> None:
     """Negative control: with another seed, nothing is equal."""
     with pytest.raises(AssertionError):
-        check_untouched(make_trainer(None, (), save_steps=None), make_trainer(None, (), save_steps=None, seed=4))
+        check_untouched(make_trainer(None, (), **QUICK), make_trainer(None, (), **QUICK, seed=4))
 
 
 def test_steps_and_evaluations_are_those_of_the_run() -> None:
