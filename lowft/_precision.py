@@ -38,7 +38,7 @@ def faster_precision(model: torch.nn.Module, device: torch.device) -> tuple[str,
 
 @functools.cache  # so that a machine with another load does not train the next of two equal runs otherwise
 def _ratio(shape: torch.Size, device: torch.device, _threads: int, _in_float32: str) -> float:
-    """Return how many times as fast a product is in bfloat16."""
+    """Return how many times as fast a product is in bfloat16; another number of threads or TF32 is measured anew."""
     return _seconds(shape, torch.float32, device) / _seconds(shape, torch.bfloat16, device)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -53,9 +55,9 @@ def run_demo(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def warned(done: subprocess.CompletedProcess[str]) -> list[str]:
+def warned(lines: Iterable[str]) -> list[str]:
     """Return what the demo warned of, but not that a model has learnt nothing from so few rows, which is chance."""
-    return [line for line in done.stderr.splitlines() if not line.startswith("the training has collapsed: ")]
+    return [line for line in lines if not line.startswith("the training has collapsed: ")]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -72,7 +74,7 @@ def test_the_whole_demo(tiny_folder: Path, reviews: Path, tmp_path: Path) -> Non
     output = tmp_path / "new" / "output"
     options = ("--rows", 120, "--model", tiny_folder, "--data", reviews, "--output", output, "--seed", 3)
     done = run_demo(*options, "--", *SENTENCES)
-    assert (done.returncode, warned(done)) == (0, [])
+    assert (done.returncode, warned(done.stderr.splitlines())) == (0, [])
     told = [line for line in done.stdout.splitlines() if re.match(r"\d\. ", line)]
     assert [line[0] for line in told] == ["2", "3", "4", "5", "6", "7"], "with --data, there are no reviews to read"
     assert "    trainer.fit()\n" in done.stdout
@@ -115,10 +117,16 @@ def test_equal_seeds_give_equal_models(tiny_folder: Path, reviews: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("_one_process")
-def test_real_encoder_and_reviews(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_encoder_and_reviews(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """Without --model and --data, MiniLM learns from Rotten Tomatoes, and three sentences stand ready."""
-    demo.main(["--rows", "32", "--output", str(tmp_path)])
-    told = capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        demo.main(["--rows", "32", "--output", str(tmp_path)])
+    told, complained = capsys.readouterr()
+    assert complained == ""
+    assert warned(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING) == []
     assert "1. Read the reviews" in told
     assert re.search(r"^all at once .* 22\.7 M .* MB .* baseline$", told, re.MULTILINE)
     assert len(re.findall(r"^(?:positive|negative) \(\d+%\): ", told, re.MULTILINE)) == 3
